@@ -1,0 +1,3 @@
+//! Host-side Arm CCA driver: RMI, granules, realms, RTTs and RECs.
+#![no_std]
+#![forbid(unsafe_code)]
