@@ -1,0 +1,38 @@
+//! Map of a guest's intermediate physical address space.
+//!
+//! The same for every VM. A realm reaches the devices at the shared alias of these addresses, with
+//! bit `ipa_bits - 1` set.
+
+use mm::Ipa;
+
+/// GIC distributor.
+pub const GICD: Ipa = Ipa::new(0x0800_0000);
+/// Size of the distributor's register frame in bytes.
+pub const GICD_SIZE: u64 = 0x1_0000;
+/// First GIC redistributor; the one of vCPU `n` follows at `n * GICR_STRIDE`.
+pub const GICR: Ipa = Ipa::new(0x080a_0000);
+/// Bytes of one redistributor: RD_base and SGI_base frames of 64 KiB.
+pub const GICR_STRIDE: u64 = 0x2_0000;
+/// PL011 UART.
+pub const UART: Ipa = Ipa::new(0x0900_0000);
+/// Size of the UART's register frame in bytes.
+pub const UART_SIZE: u64 = 0x1000;
+/// Interrupt of the UART.
+pub const UART_INTID: u32 = 33;
+/// First virtio-mmio transport; number `n` follows at `n * VIRTIO_STRIDE`.
+pub const VIRTIO: Ipa = Ipa::new(0x0a00_0000);
+/// Bytes of one virtio-mmio transport.
+pub const VIRTIO_STRIDE: u64 = 0x200;
+/// Interrupt of the first virtio-mmio transport; number `n` has `VIRTIO_INTID + n`.
+pub const VIRTIO_INTID: u32 = 48;
+/// Most virtio-mmio transports of a VM.
+pub const MAX_VIRTIO: usize = 8;
+/// Where a VM that is told to stray maps a granule it does not own.
+pub const STRAY: Ipa = Ipa::new(0x3000_0000);
+/// Start of RAM.
+pub const RAM: Ipa = Ipa::new(0x4000_0000);
+
+/// Virtual timer interrupt of every vCPU.
+pub const VTIMER_INTID: u32 = 27;
+/// Physical (EL1) timer interrupt of every vCPU.
+pub const PTIMER_INTID: u32 = 30;

@@ -1,0 +1,191 @@
+//! The bundle: what VMs to run, and their images, in one file.
+//!
+//! A bundle starts with a flattened device tree and goes on with images, each aligned to 4 KiB from
+//! the start of the bundle. The tree names the VMs; [`names`] has every node and property. The
+//! parser trusts nothing: every offset, size and checksum is checked, and every refusal says which
+//! node and property is to blame.
+
+mod error;
+pub mod names;
+mod parse;
+
+pub use error::{Fault, ManifestError};
+pub use parse::peek_total_size;
+
+use arrayvec::ArrayVec;
+
+/// Most VMs of a bundle.
+pub const MAX_VMS: usize = 16;
+/// Longest name of a VM in bytes.
+pub const MAX_NAME: usize = 24;
+/// Largest device tree of a bundle in bytes.
+pub const MAX_TREE: usize = 1 << 20;
+
+/// A checked bundle, borrowed from its bytes.
+#[derive(Clone, Debug)]
+pub struct Bundle<'a> {
+    bytes: &'a [u8],
+    /// Name of the scenario.
+    pub scenario: &'a str,
+    /// Self test of the hypervisor to run beside the VMs.
+    pub self_test: Option<SelfTest>,
+    /// The VMs, in the order of the tree.
+    pub vms: ArrayVec<VmSpec<'a>, MAX_VMS>,
+}
+
+/// A self test that the hypervisor runs on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SelfTest {
+    /// Touch granules of a running realm and survive the granule protection faults.
+    GranuleProtection,
+}
+
+/// What a VM is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VmKind {
+    /// An ordinary VM.
+    Vm,
+    /// A realm.
+    Realm(RealmSpec),
+}
+
+/// Hash algorithm of a realm's measurements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HashAlgorithm {
+    /// SHA-256.
+    Sha256,
+    /// SHA-512.
+    Sha512,
+}
+
+/// What only realms have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RealmSpec {
+    /// Realm personalization value, measured.
+    pub rpv: [u8; 64],
+    /// Measurement algorithm.
+    pub hash: HashAlgorithm,
+    /// Width of the realm's IPA space in bits; its upper half is shared.
+    pub ipa_bits: u32,
+}
+
+/// Processor time of each vCPU, enforced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Time per period in microseconds.
+    pub budget_us: u32,
+    /// Period in microseconds.
+    pub period_us: u32,
+}
+
+/// A span of the bundle that has been checked to lie inside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageRef {
+    /// Offset from the start of the bundle in bytes, a multiple of 4 KiB.
+    pub offset: u64,
+    /// Length in bytes, not zero.
+    pub size: u64,
+    /// CRC-32 (IEEE 802.3) of the bytes.
+    pub crc32: u32,
+}
+
+/// Format of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelFormat {
+    /// Linux arm64 `Image`.
+    Image,
+    /// Bytes without a header.
+    Raw,
+    /// ELF64 with PT_LOAD segments at physical addresses.
+    Elf,
+}
+
+/// The end that the scenario expects of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// The guest turns itself off.
+    Off,
+    /// The hypervisor stops it.
+    Stopped,
+    /// The hypervisor or the RMM refuses to build it.
+    Refused,
+}
+
+/// Devices of a VM beside GIC and timer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Devices {
+    /// PL011 UART.
+    pub uart: bool,
+}
+
+/// One VM of the bundle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmSpec<'a> {
+    /// Name, unique in the bundle: letters, digits, `-`, `_`; at most [`MAX_NAME`] bytes.
+    pub name: &'a str,
+    /// Ordinary VM or realm.
+    pub kind: VmKind,
+    /// Number of vCPUs, 1 to [`crate::MAX_VCPUS`].
+    pub vcpus: usize,
+    /// RAM in bytes, a multiple of 2 MiB.
+    pub memory: u64,
+    /// Scheduling priority.
+    pub priority: u32,
+    /// Processor time, if limited.
+    pub budget: Option<Budget>,
+    /// Cores that the vCPUs may run on, bit per core; `None` for all.
+    pub affinity: Option<u32>,
+    /// Format of `kernel`.
+    pub kernel_format: KernelFormat,
+    /// What to boot.
+    pub kernel: ImageRef,
+    /// Initial RAM disk.
+    pub initramfs: Option<ImageRef>,
+    /// Kernel command line.
+    pub cmdline: &'a str,
+    /// Devices.
+    pub devices: Devices,
+    /// How many times to create, run and destroy it.
+    pub repeat: u32,
+    /// Expected end.
+    pub expect: Expect,
+    /// Text that the reason of the end must contain.
+    pub expect_reason: Option<&'a str>,
+    /// Name of the realm one of whose granules this VM maps on purpose at [`crate::layout::STRAY`].
+    pub stray_granule_of: Option<&'a str>,
+}
+
+impl VmSpec<'_> {
+    /// What is particular to a realm, if it is one.
+    #[must_use]
+    pub fn realm(&self) -> Option<&RealmSpec> {
+        match &self.kind {
+            VmKind::Vm => None,
+            VmKind::Realm(realm) => Some(realm),
+        }
+    }
+}
+
+impl<'a> Bundle<'a> {
+    /// Parses and checks a whole bundle, images and checksums included.
+    ///
+    /// # Errors
+    /// [`ManifestError`] with node, property and fault for the first thing that is wrong.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, ManifestError<'a>> {
+        parse::bundle(bytes)
+    }
+
+    /// Bytes of an image.
+    #[must_use]
+    pub fn image(&self, image: &ImageRef) -> &'a [u8] {
+        let end = image.offset.saturating_add(image.size);
+        let span = usize::try_from(image.offset).ok().zip(usize::try_from(end).ok());
+        span.and_then(|(start, end)| self.bytes.get(start..end)).unwrap_or(&[])
+    }
+
+    /// All bytes of the bundle.
+    #[must_use]
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+}

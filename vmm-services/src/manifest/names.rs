@@ -1,0 +1,90 @@
+//! Names in a bundle's tree, shared by the parser and by whoever writes bundles.
+
+/// `compatible` of the root.
+pub const COMPATIBLE: &str = "suzerain,bundle";
+/// Value of [`VERSION`] that this parser speaks.
+pub const FORMAT_VERSION: u32 = 1;
+/// Alignment in bytes of every image from the start of the bundle.
+pub const IMAGE_ALIGN: u64 = 4096;
+
+/// Root: u32, [`FORMAT_VERSION`].
+pub const VERSION: &str = "version";
+/// Root: u64, bytes of the whole bundle.
+pub const TOTAL_SIZE: &str = "total-size";
+/// Root: u32, CRC-32 of the tree with this property's value zeroed. Image nodes: u32, of the image.
+pub const CRC32: &str = "crc32";
+/// Root: string.
+pub const SCENARIO: &str = "scenario";
+/// Root, optional: string, [`GRANULE_PROTECTION`].
+pub const SELF_TEST: &str = "self-test";
+/// Value of [`SELF_TEST`].
+pub const GRANULE_PROTECTION: &str = "granule-protection";
+/// Node with one child per VM, whose node name is the VM's name.
+pub const VMS: &str = "vms";
+
+/// VM: string, [`KIND_VM`] or [`KIND_REALM`].
+pub const KIND: &str = "kind";
+/// Value of [`KIND`].
+pub const KIND_VM: &str = "vm";
+/// Value of [`KIND`].
+pub const KIND_REALM: &str = "realm";
+/// VM: u32.
+pub const VCPUS: &str = "vcpus";
+/// VM: u64, bytes.
+pub const MEMORY: &str = "memory";
+/// VM: u32.
+pub const PRIORITY: &str = "priority";
+/// VM, optional, together with [`PERIOD_US`]: u32.
+pub const BUDGET_US: &str = "budget-us";
+/// VM, optional, together with [`BUDGET_US`]: u32.
+pub const PERIOD_US: &str = "period-us";
+/// VM, optional: u32, bit mask of cores.
+pub const AFFINITY: &str = "affinity";
+/// VM, optional: string.
+pub const CMDLINE: &str = "cmdline";
+/// VM, optional: u32, 1 when missing.
+pub const REPEAT: &str = "repeat";
+/// VM: string, [`EXPECT_OFF`], [`EXPECT_STOPPED`] or [`EXPECT_REFUSED`].
+pub const EXPECT: &str = "expect";
+/// Value of [`EXPECT`].
+pub const EXPECT_OFF: &str = "off";
+/// Value of [`EXPECT`].
+pub const EXPECT_STOPPED: &str = "stopped";
+/// Value of [`EXPECT`].
+pub const EXPECT_REFUSED: &str = "refused";
+/// VM, optional: string.
+pub const EXPECT_REASON: &str = "expect-reason";
+/// Ordinary VM, optional: string, name of a realm.
+pub const STRAY_GRANULE_OF: &str = "stray-granule-of";
+/// Realm, optional: 64 bytes, zero when missing.
+pub const RPV: &str = "rpv";
+/// Realm: string, [`SHA256`] or [`SHA512`].
+pub const HASH: &str = "hash";
+/// Value of [`HASH`].
+pub const SHA256: &str = "sha256";
+/// Value of [`HASH`].
+pub const SHA512: &str = "sha512";
+/// Realm: u32.
+pub const IPA_BITS: &str = "ipa-bits";
+
+/// Node in a VM: image to boot.
+pub const KERNEL: &str = "kernel";
+/// Node in a VM, optional: initial RAM disk.
+pub const INITRAMFS: &str = "initramfs";
+/// Image nodes: u64, from the start of the bundle.
+pub const OFFSET: &str = "offset";
+/// Image nodes: u64, bytes.
+pub const SIZE: &str = "size";
+/// Kernel node, optional: string, [`TYPE_IMAGE`] when missing.
+pub const TYPE: &str = "type";
+/// Value of [`TYPE`].
+pub const TYPE_IMAGE: &str = "image";
+/// Value of [`TYPE`].
+pub const TYPE_RAW: &str = "raw";
+/// Value of [`TYPE`].
+pub const TYPE_ELF: &str = "elf";
+
+/// Node in a VM, optional: devices, each an empty property or a child node.
+pub const DEVICES: &str = "devices";
+/// Devices: empty property, PL011 UART.
+pub const UART: &str = "uart";

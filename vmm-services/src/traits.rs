@@ -1,0 +1,57 @@
+//! What services may reach outside themselves.
+
+use core::fmt;
+use mm::Ipa;
+
+/// An access that a guest's memory does not allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryFault {
+    /// First address that could not be accessed.
+    pub ipa: Ipa,
+}
+
+impl fmt::Display for MemoryFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no shared guest memory at {}", self.ipa)
+    }
+}
+
+impl core::error::Error for MemoryFault {}
+
+/// Memory of one guest, as far as the host may touch it.
+///
+/// For an ordinary VM that is all of its RAM; for a realm only what the realm has shared. The guest
+/// runs meanwhile and changes the bytes at will: whoever reads a value checks and uses that copy,
+/// and never reads it a second time.
+pub trait GuestMemory {
+    /// Copies guest memory at `ipa` into `buf`.
+    ///
+    /// # Errors
+    /// [`MemoryFault`] when any byte is not accessible; `buf` is unspecified then.
+    fn read(&self, ipa: Ipa, buf: &mut [u8]) -> Result<(), MemoryFault>;
+
+    /// Copies `data` into guest memory at `ipa`.
+    ///
+    /// # Errors
+    /// [`MemoryFault`] when any byte is not accessible; a prefix may have been written then.
+    fn write(&self, ipa: Ipa, data: &[u8]) -> Result<(), MemoryFault>;
+}
+
+/// Interrupt lines of a VM as a device sees them.
+pub trait VirtualIrq {
+    /// Drives the line of the shared peripheral interrupt `intid` (32 or above) high or low.
+    ///
+    /// A line that does not exist is ignored. An edge-triggered interrupt becomes pending when its
+    /// line rises.
+    fn set_level(&mut self, intid: u32, high: bool);
+}
+
+/// Where the console output of a VM goes.
+///
+/// Output comes one line at a time, without line end, in printable bytes: control characters of
+/// the guest arrive in caret notation, so a guest cannot forge the lines of another VM.
+pub trait ConsoleSink {
+    /// Takes one line. A line that ends because it grew too long, or because the VM stopped in the
+    /// middle of it, has `complete == false`.
+    fn line(&mut self, text: &[u8], complete: bool);
+}
