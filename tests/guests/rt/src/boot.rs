@@ -1,0 +1,75 @@
+//! What the device tree says.
+
+use core::ops::Range;
+
+use dtoolkit::fdt::Fdt;
+use dtoolkit::{Node, Property};
+
+/// Conduit of PSCI calls: the `method` of `/psci`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conduit {
+    /// HVC #0.
+    Hvc,
+    /// SMC #0, the only one that a realm has.
+    Smc,
+}
+
+/// The facts that a guest needs from its device tree.
+#[derive(Clone, Debug)]
+pub struct BootInfo {
+    /// RAM, in bytes of IPA.
+    pub ram: Range<u64>,
+    /// Number of `/cpus/cpu` nodes.
+    pub cpus: usize,
+    /// PSCI conduit.
+    pub conduit: Conduit,
+    /// Value of `ticks=N` in the command line: how many timer ticks the guest works for.
+    pub ticks: Option<u64>,
+}
+
+/// Reads the device tree at `address`.
+///
+/// # Errors
+///
+/// Says what is missing or malformed.
+///
+/// # Safety
+///
+/// `address` must be that of a device tree blob which stays unchanged while the guest runs; the
+/// hypervisor's boot protocol promises this for the address it passes in x0.
+pub unsafe fn parse(address: u64) -> Result<BootInfo, &'static str> {
+    let blob = core::ptr::with_exposed_provenance::<u8>(address as usize);
+    if blob.is_null() || !address.is_multiple_of(8) {
+        return Err("x0 holds no device tree address");
+    }
+    // SAFETY: the caller promises that a device tree lies there; its header is checked first.
+    let tree = unsafe { Fdt::from_raw(blob) }.map_err(|_| "the device tree is malformed")?;
+
+    let memory = tree
+        .root()
+        .children()
+        .find(|node| node.name_without_address() == "memory")
+        .ok_or("no /memory node")?;
+    let mut reg = memory.reg().map_err(|_| "bad /memory reg")?.ok_or("no /memory reg")?;
+    let bank = reg.next().ok_or("empty /memory reg")?;
+    let base: u64 = bank.address().map_err(|_| "bad /memory base")?;
+    let size: u64 = bank.size().map_err(|_| "bad /memory size")?;
+    let top = base.checked_add(size).ok_or("/memory wraps around")?;
+
+    let cpus = tree.find_node("/cpus").map_or(1, |cpus| {
+        cpus.children().filter(|node| node.name_without_address() == "cpu").count()
+    });
+    let method = tree.find_node("/psci").and_then(|psci| psci.property("method"));
+    let conduit = match method.as_ref().map(|method| method.value()) {
+        Some(b"hvc\0") => Conduit::Hvc,
+        Some(b"smc\0") => Conduit::Smc,
+        _ => return Err("no usable /psci method"),
+    };
+    let bootargs = tree.find_node("/chosen").and_then(|chosen| chosen.property("bootargs"));
+    let ticks = bootargs
+        .as_ref()
+        .and_then(|args| args.value_as::<&str>().ok())
+        .and_then(|args| args.split_whitespace().find_map(|arg| arg.strip_prefix("ticks=")))
+        .and_then(|ticks| ticks.parse().ok());
+    Ok(BootInfo { ram: base..top, cpus, conduit, ticks })
+}

@@ -1,0 +1,31 @@
+//! Runtime of the bare-metal test guests.
+//!
+//! A guest is one flat arm64 `Image` that runs at EL1 wherever it is loaded. The runtime relocates
+//! it, gives each vCPU a stack and exception vectors, and then calls the binary: see
+//! [`guest!`]. The rest are services that the binary sets up in the order it likes: [`mmu`],
+//! [`uart`], [`console`], [`gic`], [`timer`], [`psci`].
+//!
+//! The binaries are built for a target that has no floating point in compiled code: an interrupt
+//! handler need not save those registers, and a guest can use them to check that nobody else
+//! changes them.
+#![no_std]
+#![cfg(target_os = "none")]
+
+pub mod boot;
+pub mod console;
+pub mod entry;
+pub mod gic;
+pub mod mmu;
+pub mod psci;
+pub mod timer;
+pub mod uart;
+
+/// Stacks, and so vCPUs, that a guest has at most.
+pub const MAX_CPUS: usize = 4;
+
+/// Index of the vCPU that runs this, below [`MAX_CPUS`]: the entry code parks all others.
+#[must_use]
+pub fn cpu_index() -> usize {
+    use aarch64_cpu::registers::{MPIDR_EL1, Readable};
+    (MPIDR_EL1.get() & 0xff) as usize % MAX_CPUS
+}

@@ -1,0 +1,128 @@
+//! Stage-1 translation: RAM one to one, and a second view of everything at the shared alias.
+//!
+//! | virtual addresses | output | memory |
+//! |---|---|---|
+//! | `0x4000_0000..` RAM | same | normal write-back, executable |
+//! | [`SHARED_WINDOW`] + IPA below 1 GiB | IPA with the alias bit | device nGnRE, never executable |
+//! | [`SHARED_WINDOW`] + IPA of RAM | IPA with the alias bit | normal write-back, never executable |
+//!
+//! In a normal VM the alias bit is 0 and the window shows the same memory again.
+
+use core::arch::asm;
+use core::ops::Range;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use aarch64_cpu::asm::barrier;
+use aarch64_cpu::registers::{
+    ID_AA64MMFR0_EL1, MAIR_EL1, ReadWriteable, Readable, SCTLR_EL1, TCR_EL1, TTBR0_EL1, Writeable,
+};
+
+/// Virtual address at which the shared alias of IPA 0 is mapped.
+pub const SHARED_WINDOW: u64 = 256 << 30;
+
+/// Bytes that an entry of the level-1 table maps.
+const BLOCK: u64 = 1 << 30;
+/// Start of RAM; below lie the devices.
+const RAM_BASE: u64 = 0x4000_0000;
+/// A start level of 1 with one table translates 39 bits.
+const T0SZ: u64 = 64 - 39;
+
+// Level-1 block descriptor, Armv8-A VMSAv8-64.
+const BLOCK_VALID: u64 = 0b01;
+const ATTR_DEVICE: u64 = 0 << 2;
+const ATTR_NORMAL: u64 = 1 << 2;
+const INNER_SHAREABLE: u64 = 3 << 8;
+const ACCESSED: u64 = 1 << 10;
+const PXN: u64 = 1 << 53;
+const UXN: u64 = 1 << 54;
+
+#[repr(C, align(4096))]
+struct Table([AtomicU64; 512]);
+
+static LEVEL_1: Table = Table([const { AtomicU64::new(0) }; 512]);
+
+/// Builds the table and switches the MMU on. Call once, on the first vCPU.
+///
+/// `alias` is the alias bit of a realm, 0 for a normal VM; more RAM than 255 GiB is not mapped.
+pub fn enable(ram: &Range<u64>, alias: u64) {
+    let window = (SHARED_WINDOW / BLOCK) as usize;
+    let device = ATTR_DEVICE | ACCESSED | PXN | UXN | BLOCK_VALID;
+    set_entry(window, alias | device);
+    let first = ram.start.max(RAM_BASE) / BLOCK;
+    let last = ram.end.div_ceil(BLOCK).min(window as u64);
+    for gib in first..last {
+        let normal = ATTR_NORMAL | INNER_SHAREABLE | ACCESSED | UXN | BLOCK_VALID;
+        let ipa = gib * BLOCK;
+        set_entry(gib as usize, ipa | normal);
+        set_entry(window + gib as usize, alias | ipa | normal | PXN);
+    }
+    clean_image();
+    enable_secondary();
+}
+
+/// Switches the MMU on with the table that [`enable`] built. Call on every further vCPU, first.
+pub fn enable_secondary() {
+    MAIR_EL1.set(0xff04); // index 0: device nGnRE; index 1: normal write-back
+    let pa_range = ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange);
+    TCR_EL1.write(
+        TCR_EL1::T0SZ.val(T0SZ)
+            + TCR_EL1::IRGN0::WriteBack_ReadAlloc_WriteAlloc_Cacheable
+            + TCR_EL1::ORGN0::WriteBack_ReadAlloc_WriteAlloc_Cacheable
+            + TCR_EL1::SH0::Inner
+            + TCR_EL1::TG0::KiB_4
+            + TCR_EL1::EPD1::DisableTTBR1Walks
+            + TCR_EL1::IPS.val(pa_range.min(0b101)), // at most 48 bits
+    );
+    TTBR0_EL1.set((&raw const LEVEL_1).expose_provenance() as u64);
+    barrier::isb(barrier::SY);
+    SCTLR_EL1.modify(SCTLR_EL1::M::Enable + SCTLR_EL1::C::Cacheable + SCTLR_EL1::I::Cacheable);
+    barrier::isb(barrier::SY);
+}
+
+/// Pointer to a device register block at `ipa`, through the shared window.
+///
+/// # Panics
+///
+/// When `ipa` is not below 1 GiB or not aligned for `T`.
+#[must_use]
+pub fn device<T>(ipa: u64) -> NonNull<T> {
+    assert!(ipa < BLOCK && ipa.is_multiple_of(align_of::<T>() as u64));
+    shared(ipa)
+}
+
+/// Pointer to what lies at the shared alias of `ipa`.
+///
+/// # Panics
+///
+/// When `ipa` lies above the window.
+#[must_use]
+pub fn shared<T>(ipa: u64) -> NonNull<T> {
+    assert!(ipa < SHARED_WINDOW);
+    let pointer = core::ptr::with_exposed_provenance_mut((SHARED_WINDOW + ipa) as usize);
+    NonNull::new(pointer).expect("the window does not start at 0")
+}
+
+fn set_entry(index: usize, descriptor: u64) {
+    if let Some(entry) = LEVEL_1.0.get(index) {
+        entry.store(descriptor, Ordering::Relaxed);
+    }
+}
+
+/// Drops stale cache lines over the image, its data and its stacks: what was written with the MMU
+/// off went past the caches, and reads through them begin now.
+fn clean_image() {
+    unsafe extern "C" {
+        static image_start: u8;
+        static image_end: u8;
+    }
+    let mut line = (&raw const image_start).addr();
+    let end = (&raw const image_end).addr();
+    while line < end {
+        // SAFETY: cleaning and invalidating to the point of coherency keeps memory contents. 16
+        // bytes is the smallest line that the architecture allows.
+        unsafe { asm!("dc civac, {}", in(reg) line, options(nostack)) }
+        line += 16;
+    }
+    barrier::dsb(barrier::SY);
+}
