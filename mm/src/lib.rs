@@ -2,5 +2,6 @@
 #![no_std]
 
 pub mod addr;
+pub mod stage2;
 
 pub use addr::{Ipa, PAGE_SIZE, PhysAddr};
