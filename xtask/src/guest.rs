@@ -1,0 +1,125 @@
+//! The Linux guest: Debian's arm64 cloud kernel, unpacked, and an initial RAM file system made of
+//! Debian's static busybox and a script.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use flate2::{Compression, GzBuilder};
+
+use crate::cpio::Archive;
+use crate::debian::{Apt, Debian, GUEST_SUITE};
+use crate::process::write_atomically;
+use crate::project::Project;
+use crate::setup::require_debian;
+
+/// What runs as process 1 in the guest.
+const INIT: &str = include_str!("init.sh");
+
+/// Commands of busybox that [`INIT`] uses.
+const APPLETS: &[&str] = &["sh", "mount", "cat", "grep", "uname", "sleep", "poweroff"];
+
+/// The guest kernel, a raw arm64 `Image`.
+pub(crate) fn kernel(project: &Project) -> PathBuf {
+    project.setup_dir().join("guest/Image")
+}
+
+/// The initial RAM file system, gzip-compressed.
+pub(crate) fn initramfs(project: &Project) -> PathBuf {
+    project.setup_dir().join("guest/initramfs.cpio.gz")
+}
+
+fn busybox(project: &Project) -> PathBuf {
+    project.setup_dir().join("guest/busybox")
+}
+
+/// Brings kernel and busybox if they are missing and writes the initial RAM file system. Returns
+/// the kernel's version.
+pub(crate) fn setup(project: &Project, debian: Option<&Debian>) -> Result<String> {
+    let folder = project.setup_dir().join("guest");
+    let version_file = folder.join("kernel-version");
+    fs::create_dir_all(&folder)?;
+    if !kernel(project).exists() {
+        let debian = require_debian(debian, "the guest kernel", &kernel(project))?;
+        let apt = debian.guest_apt(project)?;
+        let package = kernel_package(&apt)?;
+        let (unpacked, version) = apt.unpack(&package, &folder)?;
+        let image = find_image(&unpacked)?;
+        write_atomically(&version_file, version.as_bytes())?;
+        write_atomically(&kernel(project), &fs::read(image)?)?;
+        fs::remove_dir_all(unpacked)?;
+    }
+    if !busybox(project).exists() {
+        let debian = require_debian(debian, "busybox for arm64", &busybox(project))?;
+        let (unpacked, _) = debian.guest_apt(project)?.unpack("busybox-static", &folder)?;
+        let program = ["usr/bin/busybox", "bin/busybox"]
+            .map(|p| unpacked.join(p))
+            .into_iter()
+            .find(|p| p.exists())
+            .context("busybox-static holds no busybox")?;
+        write_atomically(&busybox(project), &fs::read(program)?)?;
+        fs::remove_dir_all(unpacked)?;
+    }
+    write_initramfs(project)?;
+    Ok(fs::read_to_string(version_file).unwrap_or_else(|_| "placed by hand".to_owned()))
+}
+
+/// Follows the dependencies from the package that always names the newest kernel to the one that
+/// holds it.
+fn kernel_package(apt: &Apt) -> Result<String> {
+    let mut package = format!("linux-image-cloud-arm64/{GUEST_SUITE}-backports");
+    for _ in 0..3 {
+        let name = package.split('/').next().unwrap_or_default();
+        let dependencies = apt.dependencies(&package)?;
+        let next = dependencies.into_iter().find(|d| {
+            d != name
+                && d.ends_with("-cloud-arm64")
+                && ["linux-binary-", "linux-image-"].iter().any(|prefix| d.starts_with(prefix))
+        });
+        match next {
+            Some(next) => package = next,
+            None => break,
+        }
+    }
+    if package.contains('/') {
+        bail!("linux-image-cloud-arm64 depends on no kernel package");
+    }
+    Ok(package)
+}
+
+/// The kernel in an unpacked package: below `usr/lib/modules`, or in `boot` in older packages.
+fn find_image(root: &Path) -> Result<PathBuf> {
+    let modules = fs::read_dir(root.join("usr/lib/modules")).into_iter().flatten();
+    let mut places: Vec<PathBuf> =
+        modules.filter_map(|e| Some(e.ok()?.path().join("vmlinuz"))).collect();
+    let boot = fs::read_dir(root.join("boot")).into_iter().flatten();
+    places.extend(boot.filter_map(|e| Some(e.ok()?.path())));
+    places
+        .into_iter()
+        .find(|p| p.is_file() && p.to_string_lossy().contains("vmlinuz"))
+        .with_context(|| format!("no kernel below {}", root.display()))
+}
+
+/// Writes the archive again whenever busybox or the script changed.
+fn write_initramfs(project: &Project) -> Result<()> {
+    let mut archive = Archive::default();
+    for folder in ["bin", "dev", "proc", "sys"] {
+        archive.directory(folder);
+    }
+    // The kernel opens it for process 1 before the script can mount anything.
+    archive.character_device("dev/console", 5, 1);
+    archive.file("bin/busybox", 0o755, &fs::read(busybox(project))?);
+    for applet in APPLETS {
+        archive.symlink(&format!("bin/{applet}"), "busybox");
+    }
+    archive.file("init", 0o755, INIT.as_bytes());
+    // No time stamp: the measurement of a realm that carries this archive must repeat.
+    let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
+    gzip.write_all(&archive.finish())?;
+    let bytes = gzip.finish()?;
+    if fs::read(initramfs(project)).ok().as_deref() != Some(bytes.as_slice()) {
+        write_atomically(&initramfs(project), &bytes)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,20 @@
+#!/bin/sh
+# Process 1 of the Linux guest: says that user space is reached and powers off. With `linger=N` on
+# the kernel's command line it stays for N seconds and says one line in each.
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev 2>/dev/null
+cpus=$(grep -c ^processor /proc/cpuinfo)
+echo "init: user space reached: Linux $(uname -r), $cpus CPU, $(grep MemTotal /proc/meminfo)"
+linger=0
+for word in $(cat /proc/cmdline); do
+    case $word in linger=*) linger=${word#linger=} ;; esac
+done
+second=0
+while [ "$second" -lt "$linger" ]; do
+    sleep 1
+    second=$((second + 1))
+    echo "init: $second of $linger s"
+done
+echo "init: powering off"
+poweroff -f

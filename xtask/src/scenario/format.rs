@@ -1,0 +1,163 @@
+//! The scenario file as TOML, before its values are checked against each other.
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::size::Size;
+
+/// A whole file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct File {
+    /// What the console's last line calls it; the file's name unless given.
+    pub(super) name: Option<Spanned<String>>,
+    /// A deliberate fault that the hypervisor tries on itself.
+    pub(super) self_test: Option<SelfTest>,
+    pub(super) machine: Machine,
+    #[serde(default)]
+    pub(super) vm: Vec<Spanned<Vm>>,
+}
+
+/// The machine that the hypervisor runs on.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Machine {
+    pub(super) cpus: Spanned<u32>,
+    pub(super) memory: Spanned<Size>,
+}
+
+/// One VM or realm.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Vm {
+    pub(super) name: Spanned<String>,
+    pub(super) kind: Kind,
+    #[serde(default = "one")]
+    pub(super) vcpus: Spanned<u32>,
+    pub(super) memory: Spanned<Size>,
+    /// `setup:NAME`, `guest:NAME`, or a path beside the scenario file.
+    pub(super) kernel: Spanned<String>,
+    pub(super) kernel_type: Option<ImageType>,
+    pub(super) initramfs: Option<Spanned<String>>,
+    pub(super) cmdline: Option<Spanned<String>>,
+    /// From 0, the least urgent, to 15.
+    pub(super) priority: Option<Spanned<u32>>,
+    /// At most so many microseconds of core time in each period, per vCPU.
+    pub(super) budget_us: Option<Spanned<u32>>,
+    pub(super) period_us: Option<Spanned<u32>>,
+    /// Cores that its vCPUs may run on.
+    pub(super) affinity: Option<Spanned<Vec<u32>>>,
+    /// Emulated devices; one UART unless given.
+    pub(super) device: Option<Vec<Spanned<Device>>>,
+    /// It is created, run and destroyed so many times.
+    pub(super) repeat: Option<Spanned<u32>>,
+    /// The end state without which the scenario fails.
+    #[serde(default)]
+    pub(super) expect: Expect,
+    /// Text that the reason of that end state has to contain.
+    pub(super) expect_reason: Option<Spanned<String>>,
+    /// Realms: hash of the measurements.
+    pub(super) hash: Option<Spanned<Hash>>,
+    /// Realms: width of the intermediate physical address.
+    pub(super) ipa_bits: Option<Spanned<u32>>,
+    /// Realms: personalisation value, up to 64 bytes in hexadecimal.
+    pub(super) personalization: Option<Spanned<String>>,
+    /// Normal VMs: its stage-2 maps, on purpose, a granule of that realm.
+    pub(super) stray_granule_of: Option<Spanned<String>>,
+}
+
+/// An emulated device.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Device {
+    pub(super) kind: DeviceKind,
+    /// Intermediate physical address; the guest memory map's place unless given.
+    pub(super) address: Option<Spanned<u64>>,
+    /// GIC interrupt number.
+    pub(super) interrupt: Option<Spanned<u32>>,
+}
+
+/// What a VM is.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Kind {
+    /// An ordinary VM.
+    Vm,
+    /// A CCA realm.
+    Realm,
+}
+
+/// How a payload is laid out.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum ImageType {
+    /// With the arm64 Linux header.
+    Image,
+    /// Entered at its first byte.
+    Raw,
+    /// An ELF file with load segments.
+    Elf,
+}
+
+/// End states.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Expect {
+    /// The guest powered itself off.
+    #[default]
+    Off,
+    /// The hypervisor stopped it for a fault of its own.
+    Stopped,
+    /// It was never run.
+    Refused,
+}
+
+/// Hash algorithms of realm measurements.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Hash {
+    #[default]
+    Sha256,
+    Sha512,
+}
+
+/// Kinds of emulated devices.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum DeviceKind {
+    /// Arm PL011.
+    Uart,
+}
+
+/// Deliberate faults that the hypervisor can try on itself.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum SelfTest {
+    /// Touches granules of a running realm; each access has to fault.
+    GranuleProtection,
+}
+
+fn one() -> Spanned<u32> {
+    Spanned::new(0..0, 1)
+}
+
+/// Text of the enumerations as the bundle carries them.
+macro_rules! names {
+    ($($type:ident { $($variant:ident => $name:literal),+ $(,)? })+) => {$(
+        impl $type {
+            /// The name in files and on the console.
+            pub(crate) fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),+ }
+            }
+        }
+    )+};
+}
+
+names! {
+    Kind { Vm => "vm", Realm => "realm" }
+    ImageType { Image => "image", Raw => "raw", Elf => "elf" }
+    Expect { Off => "off", Stopped => "stopped", Refused => "refused" }
+    Hash { Sha256 => "sha256", Sha512 => "sha512" }
+    DeviceKind { Uart => "uart" }
+    SelfTest { GranuleProtection => "granule-protection" }
+}
