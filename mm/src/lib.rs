@@ -2,6 +2,7 @@
 #![no_std]
 
 pub mod addr;
+pub mod ledger;
 pub mod stage2;
 
 pub use addr::{Ipa, PAGE_SIZE, PhysAddr};
