@@ -4,7 +4,9 @@ fn main() {
     println!("cargo:rerun-if-changed=../rt/image.ld");
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../rt/image.ld");
     // `notext`: the image relocates itself before it runs Rust code, also in read-only data.
-    for arg in ["-pie", "-znotext", "--no-dynamic-linker", "--gc-sections", "-T", script] {
+    for arg in
+        ["-pie", "-znotext", "-znorelro", "--no-dynamic-linker", "--gc-sections", "-T", script]
+    {
         println!("cargo:rustc-link-arg-bins={arg}");
     }
 }

@@ -1,0 +1,136 @@
+//! The Realm Services Interface, RSI 1.0, as SMC calls to the RMM.
+
+const FID_VERSION: u32 = 0xc400_0190;
+const FID_MEASUREMENT_READ: u32 = 0xc400_0192;
+const FID_MEASUREMENT_EXTEND: u32 = 0xc400_0193;
+const FID_REALM_CONFIG: u32 = 0xc400_0196;
+const FID_IPA_STATE_SET: u32 = 0xc400_0197;
+const FID_IPA_STATE_GET: u32 = 0xc400_0198;
+const FID_HOST_CALL: u32 = 0xc400_0199;
+
+/// RSI 1.0 as a version word.
+pub(crate) const VERSION_1_0: u64 = 0x1_0000;
+/// Size in bytes of the widest measurement.
+pub(crate) const MAX_MEASUREMENT: usize = 64;
+
+/// A call did not succeed: the status word that the RMM answered, `u64::MAX` for an unknown call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Status(pub(crate) u64);
+
+/// The value of an argument was refused.
+pub(crate) const ERROR_INPUT: Status = Status(1);
+
+/// State of a private IPA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub(crate) enum Ripas {
+    /// Unused: an access takes an abort, and the IPA's shared alias is in use instead, if any.
+    Empty = 0,
+    /// Private RAM.
+    Ram = 1,
+}
+
+/// What RSI_REALM_CONFIG writes.
+#[derive(Clone, Copy)]
+#[repr(C, align(4096))]
+pub(crate) struct RealmConfig {
+    /// Width of the IPA space in bits; its upper half is shared.
+    pub(crate) ipa_width: u64,
+    /// 0 for SHA-256, 1 for SHA-512.
+    pub(crate) algorithm: u8,
+    reserved: [u8; 0x200 - 9],
+    /// Realm personalization value.
+    pub(crate) rpv: [u8; 64],
+    reserved2: [u8; 0x1000 - 0x240],
+}
+
+/// What RSI_HOST_CALL passes both ways.
+#[derive(Clone, Copy)]
+#[repr(C, align(256))]
+pub(crate) struct HostCall {
+    /// Number of the call.
+    pub(crate) imm: u64,
+    /// Registers.
+    pub(crate) gprs: [u64; 31],
+}
+
+const _: () = assert!(size_of::<RealmConfig>() == 0x1000 && size_of::<HostCall>() == 0x100);
+
+/// Calls the RMM with up to eleven arguments.
+pub(crate) fn raw_call(function: u32, args: &[u64]) -> [u64; 18] {
+    let mut all = [0; 17];
+    for (slot, arg) in all.iter_mut().zip(args) {
+        *slot = *arg;
+    }
+    smccc::smc64(function, all)
+}
+
+fn call(function: u32, args: &[u64]) -> Result<[u64; 18], Status> {
+    let results = raw_call(function, args);
+    if results[0] == 0 { Ok(results) } else { Err(Status(results[0])) }
+}
+
+/// Asks for a version; answers the lowest and the highest that the RMM implements.
+pub(crate) fn version(requested: u64) -> Result<(u64, u64), Status> {
+    call(FID_VERSION, &[requested]).map(|results| (results[1], results[2]))
+}
+
+/// Reads the realm's configuration.
+pub(crate) fn realm_config() -> Result<RealmConfig, Status> {
+    let mut config = RealmConfig {
+        ipa_width: 0,
+        algorithm: 0,
+        reserved: [0; 0x200 - 9],
+        rpv: [0; 64],
+        reserved2: [0; 0x1000 - 0x240],
+    };
+    call(FID_REALM_CONFIG, &[(&raw mut config).expose_provenance() as u64])?;
+    Ok(config)
+}
+
+/// Reads measurement `index`: 0 is the RIM, 1 to 4 are the REMs. Shorter ones end in zeroes.
+pub(crate) fn measurement(index: u64) -> Result<[u8; MAX_MEASUREMENT], Status> {
+    let results = call(FID_MEASUREMENT_READ, &[index])?;
+    let mut value = [0; MAX_MEASUREMENT];
+    for (bytes, word) in value.chunks_exact_mut(8).zip(&results[1..9]) {
+        bytes.copy_from_slice(&word.to_le_bytes());
+    }
+    Ok(value)
+}
+
+/// Extends measurement `index`, 1 to 4, by `value`, which is cut to 64 bytes.
+pub(crate) fn extend_measurement(index: u64, value: &[u8]) -> Result<(), Status> {
+    let mut args = [0; 10];
+    args[0] = index;
+    args[1] = value.len() as u64;
+    for (arg, bytes) in args[2..].iter_mut().zip(value.chunks(8)) {
+        let mut word = [0; 8];
+        word[..bytes.len()].copy_from_slice(bytes);
+        *arg = u64::from_le_bytes(word);
+    }
+    call(FID_MEASUREMENT_EXTEND, &args).map(|_| ())
+}
+
+/// Changes `base..top` to `ripas`, in as many calls as the host takes for it.
+pub(crate) fn set_ripas(mut base: u64, top: u64, ripas: Ripas) -> Result<(), Status> {
+    const ACCEPT: u64 = 0;
+    const REJECTED: Status = Status(u64::MAX - 1);
+    while base < top {
+        let results = call(FID_IPA_STATE_SET, &[base, top, ripas as u64, 0])?;
+        if results[2] != ACCEPT || results[1] <= base || results[1] > top {
+            return Err(REJECTED);
+        }
+        base = results[1];
+    }
+    Ok(())
+}
+
+/// State of the IPAs from `base` on, and where the range of this state ends, at most `top`.
+pub(crate) fn ripas(base: u64, top: u64) -> Result<(u64, u64), Status> {
+    call(FID_IPA_STATE_GET, &[base, top]).map(|results| (results[2], results[1]))
+}
+
+/// Makes a host call; the registers come back as the host left them.
+pub(crate) fn host_call(arguments: &mut HostCall) -> Result<(), Status> {
+    call(FID_HOST_CALL, &[core::ptr::from_mut(arguments).expose_provenance() as u64]).map(|_| ())
+}
