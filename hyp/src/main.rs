@@ -1,10 +1,17 @@
-//! The EL2 kernel.
+//! Suzerain's EL2 kernel: boot, traps, the world switch, the run loop and the monitor of VMs.
+//!
+//! `unsafe` and assembly live in [`arch`], apart from the few lines of drivers that reach
+//! registers. There is no heap.
 #![no_std]
 #![no_main]
 
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {
-        core::hint::spin_loop();
-    }
-}
+pub mod arch;
+pub mod boot;
+pub mod console;
+pub mod cores;
+pub mod irq;
+pub mod memory;
+pub mod panic;
+pub mod run;
+pub mod stage1;
+pub mod sync;

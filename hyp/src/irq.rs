@@ -1,0 +1,300 @@
+//! Physical interrupts: the GICv3 of the machine.
+//!
+//! EL2 runs with interrupts masked. They are taken where the hypervisor asks for them: after a
+//! guest exit or while a core idles, by [`poll`]. Completion is in two steps (`EOImode` 1): the
+//! priority drops when [`poll`] has handed the interrupt over, and the interrupt is deactivated
+//! then too, or later by a guest through a list register with the HW bit.
+
+use crate::arch::{cpu, layout::MAX_CORES, percpu::core_index, sysreg::write_sysreg};
+use crate::per_cpu;
+use crate::sync::Lock;
+use arm_gic::gicv3::registers::{Gicd, GicrSgi};
+use arm_gic::gicv3::{
+    GicCpuInterface, GicDistributor, GicRedistributor, SgiTarget, SgiTargetGroup,
+};
+use arm_gic::{IntId, InterruptGroup, UniqueMmioPointer};
+use boards::{Gic, PpiIds};
+use core::fmt;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
+use spin::Once;
+
+/// SGI that makes a core leave its guest and look at its run queue.
+const KICK: u32 = 0;
+/// Priority of all interrupts that the hypervisor enables.
+const PRIORITY: u8 = 0x80;
+/// Frames of `GicrSgi` (128 KiB) per redistributor: one more pair of 64 KiB frames with GICv4.
+const FRAME_BYTES: u64 = 0x2_0000;
+
+/// A physical interrupt, by what it means to the hypervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Another core wants this one to look at its run queue.
+    Kick,
+    /// This core's EL2 timer expired; it has been disarmed.
+    HypTimer,
+    /// The virtual timer of the guest whose timer state is on this core.
+    VirtualTimer,
+    /// The physical timer of the guest whose timer state is on this core.
+    PhysicalTimer,
+    /// The GIC asks for maintenance of this core's list registers.
+    Maintenance,
+    /// A shared peripheral interrupt, by its INTID.
+    Spi(u32),
+    /// Anything else, by its INTID.
+    Other(u32),
+}
+
+/// What becomes of an interrupt that was handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completion {
+    /// It is handled: deactivate it.
+    Deactivate,
+    /// It stays active: a guest will deactivate it through its list register (HW bit), or the
+    /// caller by [`deactivate`].
+    LeaveActive,
+}
+
+/// Why the interrupt controller cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IrqError {
+    /// No redistributor frame has this core's affinity.
+    NoRedistributor {
+        /// Affinity of the core.
+        mpidr: u64,
+    },
+    /// Registers could not be mapped.
+    Mapping,
+    /// The GIC refused a setting for this INTID.
+    Setting(u32),
+}
+
+impl fmt::Display for IrqError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoRedistributor { mpidr } => {
+                write!(f, "no redistributor frame for affinity {mpidr:#x}")
+            }
+            Self::Mapping => f.write_str("cannot map the registers of the interrupt controller"),
+            Self::Setting(intid) => write!(f, "cannot configure interrupt {intid}"),
+        }
+    }
+}
+
+impl core::error::Error for IrqError {}
+
+struct Controller {
+    distributor: Lock<GicDistributor<'static>>,
+    gic: Gic,
+    ppis: PpiIds,
+}
+
+static CONTROLLER: Once<Controller> = Once::new();
+/// This core's redistributor.
+static REDISTRIBUTOR: crate::arch::percpu::PerCpu<Option<GicRedistributor<'static>>> =
+    per_cpu!(None);
+/// Affinity of each core that [`init_core`] has set up, by index; `u64::MAX` before.
+static AFFINITY: [AtomicU64; MAX_CORES] = [const { AtomicU64::new(u64::MAX) }; MAX_CORES];
+
+/// Sets up the distributor: all shared interrupts disabled, non-secure group 1.
+///
+/// # Safety
+///
+/// `gic` must give the registers of the machine's GICv3, mapped as device memory for good, and
+/// nothing else in this image uses them. To be called once.
+///
+/// # Errors
+///
+/// If the registers are not where the tree says.
+pub unsafe fn init(gic: &Gic, ppis: PpiIds) -> Result<(), IrqError> {
+    let registers =
+        NonNull::new(gic.distributor.start.get() as *mut Gicd).ok_or(IrqError::Mapping)?;
+    // SAFETY: the caller vouches for the registers and their exclusive use.
+    let mut distributor = GicDistributor::new(unsafe { UniqueMmioPointer::new(registers) });
+    distributor.configure_default_settings();
+    CONTROLLER.call_once(|| Controller {
+        distributor: Lock::new(distributor),
+        gic: gic.clone(),
+        ppis,
+    });
+    Ok(())
+}
+
+/// Sets up the redistributor and the CPU interface of this core and enables the interrupts that
+/// every core needs: kick, EL2 timer, guest timers, maintenance.
+///
+/// # Errors
+///
+/// If this core has no redistributor or its GIC refuses a setting.
+pub fn init_core() -> Result<(), IrqError> {
+    let controller = CONTROLLER.get().ok_or(IrqError::Mapping)?;
+    GicCpuInterface::enable_system_register_el2(true);
+    cpu::isb();
+    GicCpuInterface::enable_system_register_el1();
+    let mpidr = cpu::affinity();
+    let mut redistributor =
+        find_redistributor(&controller.gic, mpidr).ok_or(IrqError::NoRedistributor { mpidr })?;
+    // Firmware may have woken it already.
+    let _ = redistributor.mark_core_awake();
+    redistributor.configure_default_settings();
+    let ppis = &controller.ppis;
+    for intid in [
+        IntId::sgi(KICK),
+        ppi(ppis.maintenance),
+        ppi(ppis.hyp_timer),
+        ppi(ppis.virtual_timer),
+        ppi(ppis.physical_timer),
+    ] {
+        let failed = |_| IrqError::Setting(intid.into());
+        redistributor.set_interrupt_priority(intid, PRIORITY).map_err(failed)?;
+        redistributor.enable_interrupt(intid, true).map_err(failed)?;
+    }
+    REDISTRIBUTOR.with(|slot| *slot = Some(redistributor));
+
+    GicCpuInterface::set_priority_mask(0xff);
+    // ICC_CTLR_EL1.EOImode (bit 1): a write to EOIR drops the priority, DIR deactivates.
+    write_sysreg!("S3_0_C12_C12_4", 1 << 1);
+    GicCpuInterface::enable_group1(true);
+    cpu::isb();
+    if let Some(affinity) = AFFINITY.get(core_index()) {
+        affinity.store(mpidr, Ordering::Release);
+    }
+    Ok(())
+}
+
+/// INTID of a PPI; device trees number them 16 to 31.
+fn ppi(intid: u32) -> IntId {
+    IntId::ppi(intid.saturating_sub(16).min(15))
+}
+
+/// Looks for the frame with this affinity in all regions.
+fn find_redistributor(gic: &Gic, mpidr: u64) -> Option<GicRedistributor<'static>> {
+    for region in &gic.redistributors {
+        let mut addr = region.start.get();
+        while addr + FRAME_BYTES <= region.end().get() {
+            let registers = NonNull::new(addr as *mut GicrSgi)?;
+            // SAFETY: `init`'s caller vouched for the regions. Frames of other cores are only
+            // asked for their type, which changes nothing; the frame of this core is handed out
+            // only to this core, once.
+            let frame = GicRedistributor::new(unsafe { UniqueMmioPointer::new(registers) });
+            let typer = frame.typer();
+            if typer.core_mpidr() == mpidr {
+                return Some(frame);
+            }
+            if typer.last_redistributor() {
+                break;
+            }
+            addr += if typer.virtual_lpis_supported() { 2 * FRAME_BYTES } else { FRAME_BYTES };
+        }
+    }
+    None
+}
+
+/// Acknowledges all pending interrupts of this core and hands each to `handle`.
+pub fn poll(mut handle: impl FnMut(Source) -> Completion) {
+    let Some(controller) = CONTROLLER.get() else { return };
+    while let Some(intid) = GicCpuInterface::get_and_acknowledge_interrupt(InterruptGroup::Group1) {
+        let number = u32::from(intid);
+        // 1020 to 1022 are not interrupts of ours; they are neither active nor to be ended.
+        if (1020..=1023).contains(&number) {
+            break;
+        }
+        let source = source(&controller.ppis, number);
+        if source == Source::HypTimer {
+            // Level triggered: it would be pending again at once.
+            crate::arch::timer::disarm();
+        }
+        let completion = handle(source);
+        GicCpuInterface::end_interrupt(intid, InterruptGroup::Group1);
+        if completion == Completion::Deactivate {
+            deactivate(number);
+        }
+    }
+}
+
+fn source(ppis: &PpiIds, intid: u32) -> Source {
+    match intid {
+        KICK => Source::Kick,
+        id if id == ppis.hyp_timer => Source::HypTimer,
+        id if id == ppis.virtual_timer => Source::VirtualTimer,
+        id if id == ppis.physical_timer => Source::PhysicalTimer,
+        id if id == ppis.maintenance => Source::Maintenance,
+        32..=1019 => Source::Spi(intid),
+        _ => Source::Other(intid),
+    }
+}
+
+/// Whether an interrupt is pending for this core, without acknowledging it.
+#[must_use]
+pub fn is_pending() -> bool {
+    GicCpuInterface::get_pending_interrupt(InterruptGroup::Group1)
+        .is_some_and(|intid| u32::from(intid) < 1020)
+}
+
+/// Deactivates an interrupt that [`poll`] left active.
+pub fn deactivate(intid: u32) {
+    // ICC_DIR_EL1.
+    write_sysreg!("S3_0_C12_C11_1", u64::from(intid));
+    cpu::isb();
+}
+
+/// INTIDs of the per-core interrupts of this machine.
+#[must_use]
+pub fn ppis() -> PpiIds {
+    CONTROLLER.get().map_or_else(PpiIds::default, |controller| controller.ppis)
+}
+
+/// Enables or disables a per-core interrupt (INTID 16 to 31) on this core.
+///
+/// # Errors
+///
+/// If the GIC does not have it.
+pub fn enable_ppi(intid: u32, enable: bool) -> Result<(), IrqError> {
+    REDISTRIBUTOR.with(|slot| {
+        let redistributor = slot.as_mut().ok_or(IrqError::Mapping)?;
+        redistributor.enable_interrupt(ppi(intid), enable).map_err(|_| IrqError::Setting(intid))
+    })
+}
+
+/// Routes a shared interrupt (INTID 32 to 1019) to this core and enables or disables it.
+///
+/// # Errors
+///
+/// If the GIC does not have it.
+pub fn enable_spi(intid: u32, enable: bool) -> Result<(), IrqError> {
+    let failed = |_| IrqError::Setting(intid);
+    let number = intid.checked_sub(32).ok_or(IrqError::Setting(intid))?;
+    if intid >= 1020 {
+        return Err(IrqError::Setting(intid));
+    }
+    let id = IntId::spi(number);
+    let controller = CONTROLLER.get().ok_or(IrqError::Mapping)?;
+    let mut distributor = controller.distributor.lock();
+    if enable {
+        distributor.set_routing(id, Some(cpu::affinity())).map_err(failed)?;
+        distributor.set_interrupt_priority(id, PRIORITY).map_err(failed)?;
+    }
+    distributor.enable_interrupt(id, enable).map_err(failed)
+}
+
+/// Makes core `index` leave its guest, or wake from idling, and look at its run queue. Nothing
+/// happens for a core that is not up.
+pub fn kick(index: usize) {
+    let Some(mpidr) = AFFINITY.get(index).map(|affinity| affinity.load(Ordering::Acquire)) else {
+        return;
+    };
+    if mpidr == u64::MAX {
+        return;
+    }
+    // Aff0 beyond 15 would need the range selector, which no core within MAX_CORES has needed.
+    let target = SgiTarget::List {
+        affinity3: (mpidr >> 32) as u8,
+        affinity2: (mpidr >> 16) as u8,
+        affinity1: (mpidr >> 8) as u8,
+        target_list: 1_u16.checked_shl((mpidr & 0xff) as u32).unwrap_or(0),
+    };
+    // What was written for the other core to see must be visible before it gets the interrupt.
+    aarch64_cpu::asm::barrier::dsb(aarch64_cpu::asm::barrier::ISHST);
+    // Fails only for an INTID that is not an SGI.
+    let _ = GicCpuInterface::send_sgi(IntId::sgi(KICK), target, SgiTargetGroup::CurrentGroup1);
+}
