@@ -30,18 +30,21 @@ pub(crate) enum Ripas {
     Ram = 1,
 }
 
-/// What RSI_REALM_CONFIG writes.
+/// The realm's configuration, as far as RSI 1.0 knows it.
 #[derive(Clone, Copy)]
-#[repr(C, align(4096))]
 pub(crate) struct RealmConfig {
     /// Width of the IPA space in bits; its upper half is shared.
     pub(crate) ipa_width: u64,
     /// 0 for SHA-256, 1 for SHA-512.
     pub(crate) algorithm: u8,
-    reserved: [u8; 0x200 - 9],
-    /// Realm personalization value.
-    pub(crate) rpv: [u8; 64],
-    reserved2: [u8; 0x1000 - 0x240],
+}
+
+/// What RSI_REALM_CONFIG writes.
+#[repr(C, align(4096))]
+struct RealmConfigPage {
+    ipa_width: u64,
+    algorithm: u8,
+    rest: [u8; 4096 - 9],
 }
 
 /// What RSI_HOST_CALL passes both ways.
@@ -54,7 +57,7 @@ pub(crate) struct HostCall {
     pub(crate) gprs: [u64; 31],
 }
 
-const _: () = assert!(size_of::<RealmConfig>() == 0x1000 && size_of::<HostCall>() == 0x100);
+const _: () = assert!(size_of::<RealmConfigPage>() == 0x1000 && size_of::<HostCall>() == 0x100);
 
 /// Calls the RMM with up to eleven arguments.
 pub(crate) fn raw_call(function: u32, args: &[u64]) -> [u64; 18] {
@@ -77,15 +80,9 @@ pub(crate) fn version(requested: u64) -> Result<(u64, u64), Status> {
 
 /// Reads the realm's configuration.
 pub(crate) fn realm_config() -> Result<RealmConfig, Status> {
-    let mut config = RealmConfig {
-        ipa_width: 0,
-        algorithm: 0,
-        reserved: [0; 0x200 - 9],
-        rpv: [0; 64],
-        reserved2: [0; 0x1000 - 0x240],
-    };
-    call(FID_REALM_CONFIG, &[(&raw mut config).expose_provenance() as u64])?;
-    Ok(config)
+    let mut page = RealmConfigPage { ipa_width: 0, algorithm: 0, rest: [0; 4096 - 9] };
+    call(FID_REALM_CONFIG, &[(&raw mut page).expose_provenance() as u64])?;
+    Ok(RealmConfig { ipa_width: page.ipa_width, algorithm: page.algorithm })
 }
 
 /// Reads measurement `index`: 0 is the RIM, 1 to 4 are the REMs. Shorter ones end in zeroes.

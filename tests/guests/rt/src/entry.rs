@@ -6,7 +6,7 @@ use core::cell::UnsafeCell;
 use crate::{MAX_CPUS, console, gic};
 
 /// Bytes of one vCPU's stack.
-const STACK_SIZE: usize = 16 * 1024;
+const STACK_SIZE: usize = 32 * 1024;
 
 #[repr(C, align(4096))]
 struct Stacks(UnsafeCell<[[u8; STACK_SIZE]; MAX_CPUS]>);
