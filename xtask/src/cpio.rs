@@ -48,9 +48,8 @@ impl Archive {
         let links = if mode & DIRECTORY == DIRECTORY { 2 } else { 1 };
         // ino, mode, uid, gid, nlink, mtime, filesize, devmajor, devminor, rdevmajor, rdevminor,
         // namesize, check
-        let fields = [
-            self.entries, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0,
-        ];
+        let fields =
+            [self.entries, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0];
         self.bytes.extend(b"070701");
         for field in fields {
             self.bytes.extend(format!("{field:08X}").bytes());

@@ -186,8 +186,7 @@ impl Apt {
 
     /// Installs packages and removes none.
     pub(crate) fn install(&self, packages: &[&str], suite: Option<&str>) -> Result<()> {
-        let mut arguments =
-            vec!["install", "-y", "--no-install-recommends", "--no-remove"];
+        let mut arguments = vec!["install", "-y", "--no-install-recommends", "--no-remove"];
         if let Some(suite) = suite {
             arguments.extend(["-t", suite]);
         }

@@ -76,9 +76,14 @@ pub(crate) fn setup(project: &Project, debian: Option<&Debian>) -> Result<()> {
         debian.guest_apt(project)?.source(PACKAGE, &folder.join("download"))?;
     let source = folder.join("source");
     recreate(&source)?;
-    output(Command::new("tar").arg("-xf").arg(&tarball).arg("-C").arg(&source).args([
-        "--strip-components=1",
-    ]))?;
+    output(
+        Command::new("tar")
+            .arg("-xf")
+            .arg(&tarball)
+            .arg("-C")
+            .arg(&source)
+            .args(["--strip-components=1"]),
+    )?;
     let build = folder.join("build");
     recreate(&build)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

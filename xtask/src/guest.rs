@@ -62,7 +62,14 @@ pub(crate) fn setup(project: &Project, debian: Option<&Debian>) -> Result<String
         fs::remove_dir_all(unpacked)?;
     }
     write_initramfs(project)?;
-    Ok(fs::read_to_string(version_file).unwrap_or_else(|_| "placed by hand".to_owned()))
+    version(project).context("the guest kernel vanished")
+}
+
+/// Version of the guest kernel that is here.
+pub(crate) fn version(project: &Project) -> Option<String> {
+    let file = kernel(project).with_file_name("kernel-version");
+    let placed_by_hand = || kernel(project).exists().then(|| "placed by hand".to_owned());
+    fs::read_to_string(file).ok().or_else(placed_by_hand)
 }
 
 /// Follows the dependencies from the package that always names the newest kernel to the one that

@@ -96,7 +96,10 @@ impl Toolchain {
                 .args(["-Zbuild-std=core,compiler_builtins"])
                 .args(["-Zbuild-std-features=compiler-builtins-mem"])
                 .args(["--config", &format!("target.{TARGET}.linker='ld.lld'")])
-                .args(["--config", &format!("target.{TARGET}.rustflags=['-Clinker-flavor=ld.lld']")]);
+                .args([
+                    "--config",
+                    &format!("target.{TARGET}.rustflags=['-Clinker-flavor=ld.lld']"),
+                ]);
         }
         command
     }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use toml::Spanned;
+use vmm_services::manifest::{MAX_NAME, MAX_VMS};
 
 use super::format::{self, Expect, File, Kind};
 use super::refusal::{Refused, Source};
@@ -14,18 +15,14 @@ use crate::project::Project;
 
 /// Granules and pages.
 const PAGE: u64 = 4096;
-/// Most cores of a machine and bits of an affinity mask that the hypervisor handles.
+/// Most cores that the hypervisor starts.
 const MAX_CPUS: u32 = 8;
 /// Most vCPUs of a VM.
-const MAX_VCPUS: u32 = 8;
-/// Most VMs of a scenario.
-const MAX_VMS: usize = 8;
+const MAX_VCPUS: u32 = vmm_services::MAX_VCPUS as u32;
 /// Priorities are below this.
 const PRIORITIES: u32 = 16;
 /// Priority unless given.
 const DEFAULT_PRIORITY: u32 = 8;
-/// Longest name, and the longest name of a device tree node.
-const MAX_NAME: usize = 31;
 /// Longest kernel command line in bytes.
 const MAX_CMDLINE: usize = 1024;
 /// What firmware, RMM, hypervisor, its tables and the bundle take from the machine's memory.
@@ -147,7 +144,7 @@ fn machine(source: &mut Source<'_>, machine: &format::Machine, overrides: Overri
         source.refuse(&machine.cpus.span(), format!("a machine has 1 to {MAX_CPUS} cpus"));
     }
     let memory = overrides.memory.unwrap_or(*machine.memory.get_ref());
-    if memory.0 % (1 << 20) != 0 || memory < Size(1 << 30) {
+    if !memory.0.is_multiple_of(1 << 20) || memory < Size(1 << 30) {
         source.refuse(
             &machine.memory.span(),
             format!("the machine's memory is whole MiB and at least 1 GiB, not {memory}"),
@@ -197,7 +194,7 @@ fn check_sizes(source: &mut Source<'_>, vm: &format::Vm) {
         source.refuse(&vm.vcpus.span(), format!("a VM has 1 to {MAX_VCPUS} vcpus"));
     }
     let memory = *vm.memory.get_ref();
-    if memory.0 == 0 || memory.0 % (2 << 20) != 0 {
+    if memory.0 == 0 || !memory.0.is_multiple_of(2 << 20) {
         source.refuse(
             &vm.memory.span(),
             format!("the memory of a VM is a multiple of 2 MiB, not {memory}"),
@@ -293,9 +290,11 @@ fn check_realm(source: &mut Source<'_>, vm: &format::Vm) -> Option<[u8; 64]> {
 /// Up to 64 bytes; the rest are zero.
 fn parse_hex(text: &str) -> Option<[u8; 64]> {
     let mut bytes = [0; 64];
-    let digits: Vec<u8> =
-        text.chars().map(|c| c.to_digit(16).and_then(|d| d.try_into().ok())).collect::<Option<_>>()?;
-    if digits.len() % 2 != 0 || digits.len() > 2 * bytes.len() {
+    let digits: Vec<u8> = text
+        .chars()
+        .map(|c| c.to_digit(16).and_then(|d| d.try_into().ok()))
+        .collect::<Option<_>>()?;
+    if !digits.len().is_multiple_of(2) || digits.len() > 2 * bytes.len() {
         return None;
     }
     for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
@@ -316,7 +315,7 @@ fn check_devices(source: &mut Source<'_>, entry: &Spanned<format::Vm>) -> Vec<De
         (layout::RAM, ram, "the VM's memory".to_owned()),
     ];
     let mut interrupts = BTreeMap::new();
-    let mut devices = Vec::new();
+    let mut devices: Vec<Device> = Vec::new();
     for item in list {
         let span = item.span();
         let mut device = Device::new(item.get_ref().kind);
@@ -328,7 +327,7 @@ fn check_devices(source: &mut Source<'_>, entry: &Spanned<format::Vm>) -> Vec<De
         }
         let name = format!("the {} at {:#x}", device.kind.name(), device.address);
         let end = device.address.saturating_add(device.size);
-        if device.address % PAGE != 0 || end > layout::RAM.saturating_add(ram) {
+        if !device.address.is_multiple_of(PAGE) || end > layout::RAM.saturating_add(ram) {
             source.refuse(&span, format!("{name} is not at a page below the end of RAM"));
         }
         for (start, size, other) in &taken {
@@ -339,10 +338,18 @@ fn check_devices(source: &mut Source<'_>, entry: &Spanned<format::Vm>) -> Vec<De
         if !SPI.contains(&device.interrupt) {
             source.refuse(
                 &span,
-                format!("interrupt {} is none of {} to {}", device.interrupt, SPI.start, SPI.end - 1),
+                format!(
+                    "interrupt {} is none of {} to {}",
+                    device.interrupt,
+                    SPI.start,
+                    SPI.end - 1
+                ),
             );
         } else if let Some(other) = interrupts.insert(device.interrupt, name.clone()) {
             source.refuse(&span, format!("{name} has the interrupt of {other}"));
+        }
+        if devices.iter().any(|other| other.kind == device.kind) {
+            source.refuse(&span, format!("a VM has at most one {}", device.kind.name()));
         }
         taken.push((device.address, device.size, name));
         devices.push(device);
@@ -375,6 +382,12 @@ impl Device {
             },
         }
     }
+
+    /// True when the guest memory map puts it here.
+    pub(crate) fn is_in_its_place(&self) -> bool {
+        let usual = Self::new(self.kind);
+        (self.address, self.interrupt) == (usual.address, usual.interrupt)
+    }
 }
 
 fn between_vms(source: &mut Source<'_>, machine: Machine, vms: &[Spanned<format::Vm>]) {
@@ -401,9 +414,10 @@ fn between_vms(source: &mut Source<'_>, machine: Machine, vms: &[Spanned<format:
             );
         }
         if let Some(stray) = &vm.stray_granule_of {
-            let realm = vms.iter().map(Spanned::get_ref).any(|other| {
-                other.kind == Kind::Realm && other.name.get_ref() == stray.get_ref()
-            });
+            let realm = vms
+                .iter()
+                .map(Spanned::get_ref)
+                .any(|other| other.kind == Kind::Realm && other.name.get_ref() == stray.get_ref());
             if !realm {
                 source.refuse(&stray.span(), format!("there is no realm \"{}\"", stray.get_ref()));
             }

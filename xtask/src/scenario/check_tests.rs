@@ -118,7 +118,8 @@ fn wrong_types_and_values() {
 
 #[test]
 fn names() {
-    for bad in ["Linux", "9p", "a_b", "", "a b", "waytoolongforadevicetreenodesname"] {
+    let long = "a".repeat(MAX_NAME + 1);
+    for bad in ["Linux", "9p", "a_b", "", "a b", &long] {
         refused(&HEAD.replace("\"linux\"", &format!("\"{bad}\"")), 6, "bad name");
     }
     refused(&format!("name = \"BAD\"\n{HEAD}"), 1, "bad name \"BAD\"");
@@ -129,7 +130,11 @@ fn names() {
 #[test]
 fn images_that_are_not_there() {
     refused(&HEAD.replace("setup:linux", "Image-6.12"), 9, "image Image-6.12 is missing");
-    refused(&HEAD.replace("setup:linux", "guest:nothing"), 9, "there is no image \"guest:nothing\"");
+    refused(
+        &HEAD.replace("setup:linux", "guest:nothing"),
+        9,
+        "there is no image \"guest:nothing\"",
+    );
     refused(&format!("{HEAD}initramfs = \"root.cpio\"\n"), 10, "image root.cpio is missing");
 }
 
@@ -152,8 +157,8 @@ fn more_memory_than_the_machine_has() {
 
 #[test]
 fn scheduling() {
-    refused(&format!("{HEAD}vcpus = 0\n"), 10, "1 to 8 vcpus");
-    refused(&format!("{HEAD}vcpus = 9\n"), 10, "1 to 8 vcpus");
+    refused(&format!("{HEAD}vcpus = 0\n"), 10, "1 to 16 vcpus");
+    refused(&format!("{HEAD}vcpus = 17\n"), 10, "1 to 16 vcpus");
     refused(&format!("{HEAD}priority = 16\n"), 10, "0 to 15");
     refused(&format!("{HEAD}budget-us = 5\n"), 10, "go together");
     refused(&format!("{HEAD}period-us = 5\n"), 10, "go together");
@@ -194,18 +199,27 @@ fn with_devices(devices: &[&str]) -> String {
 
 #[test]
 fn overlapping_devices() {
-    refused(&with_devices(&["", "interrupt = 40"]), 13, "overlaps the uart at 0x9000000");
     refused(&with_devices(&["address = 0x8000000"]), 10, "overlaps the GIC distributor");
     refused(&with_devices(&["address = 0x80b0000"]), 10, "overlaps the GIC redistributors");
     refused(&with_devices(&["address = 0x4fff_f000"]), 10, "overlaps the VM's memory");
     refused(&with_devices(&["address = 0x9000_0000_0000"]), 10, "below the end of RAM");
     refused(&with_devices(&["address = 0x9000100"]), 10, "is not at a page");
-    refused(&with_devices(&["", "address = 0x9001000"]), 13, "has the interrupt of");
     refused(&with_devices(&["interrupt = 31"]), 10, "none of 32 to 1019");
+    refused(&with_devices(&["", "address = 0x9001000\ninterrupt = 34"]), 13, "at most one uart");
 }
 
 #[test]
-fn devices_side_by_side() {
-    let text = with_devices(&["", "address = 0x9001000\ninterrupt = 34"]);
-    assert_eq!(run(&text).unwrap().vms[0].devices.len(), 2);
+fn two_devices_in_one_place() {
+    let Refused(refusals) = run(&with_devices(&["", ""])).unwrap_err();
+    let reasons: Vec<&str> = refusals.iter().map(|r| r.reason.as_str()).collect();
+    assert!(reasons.contains(&"the uart at 0x9000000 overlaps the uart at 0x9000000"));
+    assert!(reasons.iter().any(|r| r.contains("has the interrupt of")));
+}
+
+#[test]
+fn a_device_that_was_moved() {
+    let text = with_devices(&["address = 0x9001000\ninterrupt = 34"]);
+    let [device] = run(&text).unwrap().vms[0].devices[..] else { panic!("one device") };
+    assert_eq!((device.address, device.interrupt), (0x900_1000, 34));
+    assert!(!device.is_in_its_place());
 }

@@ -1,0 +1,91 @@
+//! `build`: everything that runs on the machine, as flat images under `target/images`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::elf::{Flat, flatten_file, is_arm64_image};
+use crate::firmware::{self, Rmm};
+use crate::process::{step, write_atomically};
+use crate::project::Project;
+use crate::toolchain::{self, TARGET};
+
+/// The hypervisor's package and binary.
+const HYPERVISOR: (&str, &str) = ("hyp", "suzerain");
+
+/// The reference RMM's package, binary, and the feature that makes it an R-EL2 image.
+const RMM: (&str, &str, &str) = ("rmm", "rmm-el2", "el2");
+
+/// What a run needs.
+#[derive(Debug)]
+pub(crate) struct Images {
+    /// The hypervisor as an arm64 `Image`.
+    pub(crate) hypervisor: PathBuf,
+    /// Flash with EL3 firmware and the reference RMM.
+    pub(crate) flash: PathBuf,
+    /// Flash with EL3 firmware and its own payload that knows no realms.
+    pub(crate) flash_without_rmm: PathBuf,
+}
+
+/// Builds hypervisor, guests, reference RMM and flash images.
+pub(crate) fn run(project: &Project) -> Result<Images> {
+    let start = Instant::now();
+    let mut bins = vec![(HYPERVISOR.1.to_owned(), cargo(project, &[HYPERVISOR.0], &[])?)];
+    let guests: Vec<_> = project.guests().filter(|p| p.bins().next().is_some()).collect();
+    if !guests.is_empty() {
+        let names: Vec<&str> = guests.iter().map(|p| p.name.as_str()).collect();
+        let folder = cargo(project, &names, &[])?;
+        let guest_bins = guests.iter().flat_map(|p| p.bins());
+        bins.extend(guest_bins.map(|bin| (bin.to_owned(), folder.clone())));
+    }
+    let (package, bin, feature) = RMM;
+    if project.package(package).is_none_or(|p| !p.bins().any(|b| b == bin)) {
+        bail!("package {package} has no binary {bin}");
+    }
+    let folder = cargo(project, &[package], &["--bin", bin, "--features", feature])?;
+    bins.push((bin.to_owned(), folder));
+    for (bin, folder) in &bins {
+        let flat = flatten_file(&folder.join(bin))?;
+        write_atomically(&image(project, bin), &flat.bytes)?;
+        println!("  {bin}: {flat}");
+        check_kind(bin, &flat)?;
+    }
+    let rmm_image = image(project, bin);
+    let images = Images {
+        hypervisor: image(project, HYPERVISOR.1),
+        flash: firmware::flash(project, Rmm::Image(&rmm_image))?,
+        flash_without_rmm: firmware::flash(project, Rmm::TestPayload)?,
+    };
+    println!("build: done in {:.1} s", start.elapsed().as_secs_f32());
+    Ok(images)
+}
+
+/// The flat image of a binary.
+fn image(project: &Project, bin: &str) -> PathBuf {
+    project.images_dir().join(bin).with_extension("bin")
+}
+
+/// Builds packages for the bare-metal target and returns the folder with their ELF files.
+fn cargo(project: &Project, packages: &[&str], arguments: &[&str]) -> Result<PathBuf> {
+    let mut command = toolchain::require()?.cargo(project, "build");
+    for package in packages {
+        command.args(["--package", package]);
+    }
+    command.args(arguments);
+    let what = packages.join(" ");
+    let log = project.logs_dir().join(format!("build-{}.log", packages[0]));
+    step(&format!("building {what}"), &mut command, &log)?;
+    let folder = project.target.join("bare").join(TARGET).join("release");
+    fs::metadata(&folder).with_context(|| format!("cargo left nothing in {folder:?}"))?;
+    Ok(folder)
+}
+
+/// Boot loaders start the hypervisor as if it were Linux.
+fn check_kind(bin: &str, flat: &Flat) -> Result<()> {
+    if bin == HYPERVISOR.1 && !is_arm64_image(&flat.bytes) {
+        bail!("{bin} does not begin with the header of an arm64 Image");
+    }
+    Ok(())
+}

@@ -1,0 +1,211 @@
+//! The writer of bundles: a device tree that names the VMs, then their images.
+//!
+//! `vmm_services::manifest` fixes the format and reads it back in the hypervisor.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use dtoolkit::ToPropertyValue;
+use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
+use vmm_services::manifest::names;
+
+use crate::elf;
+use crate::scenario::{Device, ImageRef, ImageType, Kind, Refusal, Refused, Scenario, Vm};
+
+/// Where an image lies in the bundle.
+#[derive(Clone, Copy, Debug)]
+struct Placed {
+    offset: u64,
+    size: u64,
+    crc32: u32,
+}
+
+/// Images in the order in which they are placed; one that several VMs use is there once.
+#[derive(Debug, Default)]
+struct Images {
+    contents: BTreeMap<PathBuf, Vec<u8>>,
+}
+
+/// Makes the bundle of a scenario.
+///
+/// # Errors
+///
+/// [`Refused`] when an image is missing, empty, or larger than its VM's memory.
+pub(crate) fn write(scenario: &Scenario) -> Result<Vec<u8>> {
+    let images = Images::read(scenario)?;
+    // The tree has the same size whatever the offsets in it are.
+    let tree_size = tree(scenario, &images, 0, 0).len() as u64;
+    let total = images.place(tree_size).values().map(|p| p.offset + p.size).max();
+    let total = total.unwrap_or(tree_size).next_multiple_of(names::IMAGE_ALIGN);
+    let mut bundle = tree(scenario, &images, tree_size, total);
+    for (path, placed) in images.place(tree_size) {
+        bundle.resize(usize::try_from(placed.offset)?, 0);
+        bundle.extend(&images.contents[&path]);
+    }
+    bundle.resize(usize::try_from(total)?, 0);
+    Ok(bundle)
+}
+
+impl Images {
+    fn read(scenario: &Scenario) -> Result<Self, Refused> {
+        let mut images = Self::default();
+        let mut refusals = Vec::new();
+        for vm in &scenario.vms {
+            let mut together = 0;
+            for image in [Some(&vm.kernel), vm.initramfs.as_ref()].into_iter().flatten() {
+                match images.add(image) {
+                    Ok(size) => together += size,
+                    Err(reason) => refusals.push((image.line, reason)),
+                }
+                if together > vm.memory.0 {
+                    let reason = format!(
+                        "the images of {} have {together} bytes, its memory is {}",
+                        vm.name, vm.memory
+                    );
+                    refusals.push((image.line, reason));
+                }
+            }
+        }
+        if refusals.is_empty() {
+            return Ok(images);
+        }
+        let refusal = |(line, reason)| Refusal { file: scenario.file.clone(), line, reason };
+        Err(Refused(refusals.into_iter().map(refusal).collect()))
+    }
+
+    /// Reads an image unless it was read; returns its size in bytes.
+    fn add(&mut self, image: &ImageRef) -> Result<u64, String> {
+        if !self.contents.contains_key(&image.path) {
+            let shown = image.path.display();
+            let bytes = fs::read(&image.path).map_err(|e| format!("image {shown}: {e}"))?;
+            if bytes.is_empty() {
+                return Err(format!("image {shown} is empty"));
+            }
+            self.contents.insert(image.path.clone(), bytes);
+        }
+        Ok(self.contents[&image.path].len() as u64)
+    }
+
+    /// Places the images behind a tree of that size.
+    fn place(&self, tree_size: u64) -> BTreeMap<PathBuf, Placed> {
+        let mut end = tree_size;
+        let place = |(path, bytes): (&PathBuf, &Vec<u8>)| {
+            let offset = end.next_multiple_of(names::IMAGE_ALIGN);
+            let size = bytes.len() as u64;
+            end = offset + size;
+            (path.clone(), Placed { offset, size, crc32: crc32fast::hash(bytes) })
+        };
+        self.contents.iter().map(place).collect()
+    }
+
+    /// The layout of a payload: what the scenario says, else what its first bytes say.
+    fn kernel_type(&self, vm: &Vm) -> ImageType {
+        let bytes = &self.contents[&vm.kernel.path];
+        vm.kernel_type.unwrap_or_else(|| match () {
+            () if elf::is_arm64_image(bytes) => ImageType::Image,
+            () if elf::is_elf(bytes) => ImageType::Elf,
+            () => ImageType::Raw,
+        })
+    }
+}
+
+/// The tree of a bundle of `total` bytes, with its checksum filled in.
+fn tree(scenario: &Scenario, images: &Images, tree_size: u64, total: u64) -> Vec<u8> {
+    let placed = images.place(tree_size);
+    let mut tree = DeviceTree::new();
+    let root = &mut tree.root;
+    set(root, "compatible", names::COMPATIBLE);
+    set(root, names::VERSION, names::FORMAT_VERSION);
+    set(root, names::TOTAL_SIZE, total);
+    set(root, names::CRC32, 0_u32);
+    set(root, names::SCENARIO, scenario.name.as_str());
+    if let Some(test) = scenario.self_test {
+        set(root, names::SELF_TEST, test.name());
+    }
+    let mut vms = DeviceTreeNode::new_unchecked(names::VMS);
+    for vm in &scenario.vms {
+        let mut node = vm_node(vm);
+        let mut kernel = image_node(names::KERNEL, placed[&vm.kernel.path]);
+        set(&mut kernel, names::TYPE, images.kernel_type(vm).name());
+        node.add_child(kernel);
+        if let Some(initramfs) = &vm.initramfs {
+            node.add_child(image_node(names::INITRAMFS, placed[&initramfs.path]));
+        }
+        vms.add_child(node);
+    }
+    root.add_child(vms);
+    // The checksum is that of the tree with a checksum of zero.
+    let checksum = crc32fast::hash(&tree.to_dtb());
+    set(&mut tree.root, names::CRC32, checksum);
+    tree.to_dtb()
+}
+
+fn vm_node(vm: &Vm) -> DeviceTreeNode {
+    let mut node = DeviceTreeNode::new_unchecked(vm.name.as_str());
+    set(&mut node, names::KIND, vm.kind.name());
+    set(&mut node, names::VCPUS, vm.vcpus);
+    set(&mut node, names::MEMORY, vm.memory.0);
+    set(&mut node, names::PRIORITY, vm.priority);
+    if let Some((budget, period)) = vm.budget {
+        set(&mut node, names::BUDGET_US, budget);
+        set(&mut node, names::PERIOD_US, period);
+    }
+    if let Some(mask) = vm.affinity {
+        set(&mut node, names::AFFINITY, mask);
+    }
+    if let Some(cmdline) = &vm.cmdline {
+        set(&mut node, names::CMDLINE, cmdline.as_str());
+    }
+    if let Some(repeat) = vm.repeat {
+        set(&mut node, names::REPEAT, repeat);
+    }
+    set(&mut node, names::EXPECT, vm.expect.name());
+    if let Some(reason) = &vm.expect_reason {
+        set(&mut node, names::EXPECT_REASON, reason.as_str());
+    }
+    if let Some(realm) = &vm.stray_granule_of {
+        set(&mut node, names::STRAY_GRANULE_OF, realm.as_str());
+    }
+    if vm.kind == Kind::Realm {
+        set(&mut node, names::HASH, vm.hash.name());
+        set(&mut node, names::IPA_BITS, vm.ipa_bits);
+        if let Some(value) = &vm.personalization {
+            set(&mut node, names::RPV, *value);
+        }
+    }
+    if !vm.devices.is_empty() {
+        node.add_child(devices_node(&vm.devices));
+    }
+    node
+}
+
+/// A device in the place that the guest memory map gives it is a property, one elsewhere a node.
+fn devices_node(devices: &[Device]) -> DeviceTreeNode {
+    let mut node = DeviceTreeNode::new_unchecked(names::DEVICES);
+    for device in devices {
+        if device.is_in_its_place() {
+            set(&mut node, device.kind.name(), [0_u8; 0]);
+            continue;
+        }
+        let mut child = DeviceTreeNode::new_unchecked(device.kind.name());
+        let [address, size] = [device.address, device.size].map(u64::to_be_bytes);
+        set(&mut child, "reg", [address, size].concat());
+        set(&mut child, "interrupts", device.interrupt);
+        node.add_child(child);
+    }
+    node
+}
+
+fn image_node(name: &str, placed: Placed) -> DeviceTreeNode {
+    let mut node = DeviceTreeNode::new_unchecked(name);
+    set(&mut node, names::OFFSET, placed.offset);
+    set(&mut node, names::SIZE, placed.size);
+    set(&mut node, names::CRC32, placed.crc32);
+    node
+}
+
+fn set<T: ToPropertyValue>(node: &mut DeviceTreeNode, name: &str, value: T) {
+    node.add_property(DeviceTreeProperty::new_unchecked(name, value));
+}

@@ -1,0 +1,220 @@
+//! What the hypervisor says on its console, and what that means for a run.
+//!
+//! One UART carries the lines of firmware, RMM and hypervisor. Lines of guests begin with the VM's
+//! name and a bar, so a guest cannot speak for the hypervisor.
+
+use crate::scenario::{Expect, Scenario};
+
+/// A line that means something.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Line<'a> {
+    /// A boot stage was reached: `[stage NN] text`.
+    Stage(&'a str),
+    /// A guest printed: `NAME| text`.
+    Guest { vm: &'a str, text: &'a str },
+    /// A VM changed its state: `[INFO core N] vm NAME: state`.
+    State(&'a str),
+    /// Whether all granules came back: `granules: ...`.
+    Granules(&'a str),
+    /// How a VM ended: `end vm=NAME kind=... state=... reason="..." expect=... ok=...`.
+    End(End<'a>),
+    /// The hypervisor's own verdict: `scenario NAME: ok`.
+    Verdict { scenario: &'a str, ok: bool },
+    /// Anything else.
+    Other,
+}
+
+/// How a VM ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct End<'a> {
+    pub(crate) vm: &'a str,
+    pub(crate) kind: &'a str,
+    pub(crate) state: &'a str,
+    pub(crate) reason: &'a str,
+    pub(crate) ok: bool,
+}
+
+impl<'a> Line<'a> {
+    /// Understands one line without its end.
+    pub(crate) fn parse(line: &'a str) -> Self {
+        if let Some((vm, text)) = guest(line) {
+            return Self::Guest { vm, text };
+        }
+        if let Some(rest) = line.strip_prefix('[') {
+            let Some((tag, text)) = rest.split_once("] ") else { return Self::Other };
+            return match tag.split_once(' ') {
+                Some(("stage", _)) => Self::Stage(line),
+                Some(_) if text.starts_with("vm ") && text.contains(": ") => Self::State(text),
+                _ => Self::Other,
+            };
+        }
+        if let Some(text) = line.strip_prefix("granules: ") {
+            return Self::Granules(text);
+        }
+        if let Some(end) = line.strip_prefix("end ").and_then(End::parse) {
+            return Self::End(end);
+        }
+        match line.strip_prefix("scenario ").and_then(|l| l.rsplit_once(": ")) {
+            Some((scenario, "ok")) => Self::Verdict { scenario, ok: true },
+            Some((scenario, "failed")) => Self::Verdict { scenario, ok: false },
+            _ => Self::Other,
+        }
+    }
+}
+
+/// A guest's line: a name and a bar.
+fn guest(line: &str) -> Option<(&str, &str)> {
+    let (vm, text) = line.split_once('|')?;
+    let name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let is_name = vm.starts_with(|c: char| c.is_ascii_lowercase()) && vm.chars().all(name);
+    is_name.then(|| (vm, text.strip_prefix(' ').unwrap_or(text)))
+}
+
+impl<'a> End<'a> {
+    /// Reads `key=value` pairs; values in quotation marks may hold spaces.
+    fn parse(mut text: &'a str) -> Option<Self> {
+        let mut end = Self::default();
+        loop {
+            text = text.trim_start();
+            let Some((key, rest)) = text.split_once('=') else { break };
+            let (value, rest) = match rest.strip_prefix('"') {
+                Some(quoted) => quoted.split_once('"')?,
+                None => rest.split_once(' ').unwrap_or((rest, "")),
+            };
+            match key {
+                "vm" => end.vm = value,
+                "kind" => end.kind = value,
+                "state" => end.state = value,
+                "reason" => end.reason = value,
+                "ok" => end.ok = value == "yes",
+                _ => {}
+            }
+            text = rest;
+        }
+        (!end.vm.is_empty() && !end.state.is_empty()).then_some(end)
+    }
+}
+
+/// An [`End`] that outlives its line.
+#[derive(Clone, Debug)]
+struct Ended {
+    vm: String,
+    state: String,
+    reason: String,
+    ok: bool,
+}
+
+/// What was seen on the console of one run.
+#[derive(Debug, Default)]
+pub(crate) struct Transcript {
+    pub(crate) last_stage: Option<String>,
+    pub(crate) last_state: Option<String>,
+    granules: Option<String>,
+    ended: Vec<Ended>,
+    verdicts: Vec<(String, bool)>,
+    /// All lines, in order.
+    pub(crate) lines: Vec<String>,
+}
+
+impl Transcript {
+    /// Takes the next line, without its end.
+    pub(crate) fn take(&mut self, line: &str) {
+        match Line::parse(line) {
+            Line::Stage(text) => self.last_stage = Some(text.to_owned()),
+            Line::State(text) => self.last_state = Some(text.to_owned()),
+            Line::Granules(text) => self.granules = Some(text.to_owned()),
+            Line::End(end) => self.ended.push(Ended {
+                vm: end.vm.to_owned(),
+                state: end.state.to_owned(),
+                reason: end.reason.to_owned(),
+                ok: end.ok,
+            }),
+            Line::Verdict { scenario, ok } => self.verdicts.push((scenario.to_owned(), ok)),
+            Line::Guest { .. } | Line::Other => {}
+        }
+        self.lines.push(line.to_owned());
+    }
+
+    /// True once the hypervisor has nothing more to say.
+    pub(crate) fn has_verdict(&self) -> bool {
+        !self.verdicts.is_empty()
+    }
+
+    /// The end state of a VM, if the hypervisor told it.
+    pub(crate) fn end_state(&self, vm: &str) -> Option<&str> {
+        self.ended.iter().find(|end| end.vm == vm).map(|end| end.state.as_str())
+    }
+
+    /// What the VM printed, line by line.
+    pub(crate) fn guest_lines<'a>(&'a self, vm: &'a str) -> impl Iterator<Item = &'a str> {
+        self.lines.iter().filter_map(move |line| match Line::parse(line) {
+            Line::Guest { vm: name, text } if name == vm => Some(text),
+            _ => None,
+        })
+    }
+
+    /// How often the console changed from a line of one of these VMs to a line of another.
+    pub(crate) fn changes_between(&self, vms: &[String]) -> usize {
+        let mut speakers: Vec<&str> = self
+            .lines
+            .iter()
+            .filter_map(|line| match Line::parse(line) {
+                Line::Guest { vm, .. } if vms.iter().any(|name| name == vm) => Some(vm),
+                _ => None,
+            })
+            .collect();
+        speakers.dedup();
+        speakers.len().saturating_sub(1)
+    }
+
+    /// Everything that keeps the run from being a success; empty for a success.
+    ///
+    /// The hypervisor's verdict alone is not enough: each VM must have reached the state that the
+    /// scenario names, and each granule must be back.
+    pub(crate) fn faults(&self, scenario: &Scenario) -> Vec<String> {
+        let mut faults = Vec::new();
+        for vm in &scenario.vms {
+            let ends: Vec<&Ended> = self.ended.iter().filter(|end| end.vm == vm.name).collect();
+            let [end] = ends.as_slice() else {
+                faults.push(format!("vm {}: {} end lines", vm.name, ends.len()));
+                continue;
+            };
+            let wanted = vm.expect_reason.as_deref().unwrap_or_default();
+            if end.state != vm.expect.name() || !end.reason.contains(wanted) || !end.ok {
+                faults.push(format!(
+                    "vm {}: {}{}, expected {}{}",
+                    vm.name,
+                    end.state,
+                    because(&end.reason),
+                    vm.expect.name(),
+                    because(if vm.expect == Expect::Off { "" } else { wanted }),
+                ));
+            }
+        }
+        for end in self.ended.iter().filter(|e| scenario.vms.iter().all(|vm| vm.name != e.vm)) {
+            faults.push(format!("vm {}: not in the scenario", end.vm));
+        }
+        match self.granules.as_deref() {
+            Some(text) if text.starts_with("all ") && text.ends_with(" returned") => {}
+            Some(text) => faults.push(format!("granules: {text}")),
+            None => faults.push("no word about the granules".to_owned()),
+        }
+        match self.verdicts.as_slice() {
+            [(name, true)] if *name == scenario.name => {}
+            [] => faults.push("the hypervisor gave no verdict".to_owned()),
+            [(name, ok), ..] => faults.push(format!(
+                "the hypervisor says: scenario {name}: {}",
+                if *ok { "ok" } else { "failed" }
+            )),
+        }
+        faults
+    }
+}
+
+fn because(reason: &str) -> String {
+    if reason.is_empty() { String::new() } else { format!(" (\"{reason}\")") }
+}
+
+#[cfg(test)]
+#[path = "console_tests.rs"]
+mod tests;

@@ -1,0 +1,318 @@
+//! One run of QEMU: its command line, its life, and what came out of its serial port.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Once, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use crate::console::Transcript;
+use crate::firmware::HYPERVISOR_BASE;
+use crate::process::find_program;
+use crate::scenario::Size;
+
+/// Root node of QEMU's `virt` machine, by which `boards` knows it.
+const VIRT: &str = "linux,dummy-virt";
+
+/// Start of the RAM of that machine.
+const RAM_BASE: u64 = 0x4000_0000;
+
+/// How long the machine may take to power off after the hypervisor's last line.
+const POWER_OFF_TIME: Duration = Duration::from_secs(10);
+
+/// How often the loop looks for signals and deadlines.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What enters the hypervisor.
+#[derive(Clone, Debug)]
+pub(crate) enum Boot {
+    /// EL3 firmware in a flash image, on a machine with RME.
+    Flash(PathBuf),
+    /// QEMU itself, at EL2, on a machine without EL3 and RME.
+    Direct,
+}
+
+/// A machine to run.
+#[derive(Debug)]
+pub(crate) struct Machine<'a> {
+    pub(crate) boot: &'a Boot,
+    pub(crate) cpus: u32,
+    pub(crate) memory: Size,
+    pub(crate) hypervisor: &'a Path,
+    pub(crate) bundle: &'a Path,
+    /// Wait for a debugger before the first instruction.
+    pub(crate) gdb: bool,
+}
+
+/// How a run ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// QEMU ended by itself, as it does when the machine powers off.
+    PoweredOff,
+    /// QEMU ended with an error.
+    Failed(ExitStatus),
+    /// The time was over; QEMU was killed.
+    TimedOut,
+    /// The hypervisor said its last line and did not power the machine off; QEMU was killed.
+    StillOn,
+}
+
+/// Where the lines go.
+#[derive(Debug)]
+pub(crate) struct Sinks<'a> {
+    pub(crate) log: &'a Path,
+    /// Also to standard output.
+    pub(crate) live: bool,
+}
+
+/// Set by SIGINT, SIGTERM and SIGHUP.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// True once this process was asked to end.
+pub(crate) fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+impl Machine<'_> {
+    /// The command line.
+    ///
+    /// # Errors
+    ///
+    /// When the bundle does not fit the machine's memory.
+    pub(crate) fn command(&self) -> Result<Command> {
+        let mut command = tied_to_this_process("qemu-system-aarch64");
+        command.args(["-display", "none", "-monitor", "none", "-serial", "stdio"]);
+        command.args(["-nodefaults", "-no-reboot", "-cpu"]);
+        match self.boot {
+            Boot::Flash(flash) => {
+                let bundle_base = bundle_base().context("the board names no place for a bundle")?;
+                let bundle_size = std::fs::metadata(self.bundle)?.len();
+                ensure!(
+                    bundle_base + bundle_size <= RAM_BASE + self.memory.0,
+                    "the bundle of {} does not fit between {bundle_base:#x} and the end of {}",
+                    Size(bundle_size),
+                    self.memory,
+                );
+                command.args(["max,x-rme=on", "-M"]);
+                command.arg("virt,virtualization=on,secure=on,gic-version=3,acpi=off");
+                command.arg("-bios").arg(flash);
+                command.arg("-device").arg(loader(self.hypervisor, HYPERVISOR_BASE));
+                command.arg("-device").arg(loader(self.bundle, bundle_base));
+            }
+            Boot::Direct => {
+                command.args(["max", "-M", "virt,virtualization=on,gic-version=3,acpi=off"]);
+                command.arg("-kernel").arg(self.hypervisor);
+                command.arg("-initrd").arg(self.bundle);
+            }
+        }
+        command.args(["-smp", &self.cpus.to_string()]);
+        command.args(["-m", &format!("{}M", self.memory.0 >> 20)]);
+        if self.gdb {
+            command.args(["-S", "-gdb", "tcp:127.0.0.1:1234"]);
+        }
+        Ok(command)
+    }
+
+    /// Runs the machine until it powers off, `timeout` is over, or this process is to end.
+    ///
+    /// # Errors
+    ///
+    /// When QEMU cannot be started, the log cannot be written, or a signal came in.
+    pub(crate) fn run(
+        &self,
+        sinks: &Sinks<'_>,
+        timeout: Option<Duration>,
+    ) -> Result<(Ending, Transcript)> {
+        static HANDLER: Once = Once::new();
+        HANDLER.call_once(|| {
+            // Without a handler the signal ends this process, and the kernel QEMU with it.
+            let _ = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
+        });
+        let mut command = self.command()?;
+        let mut log = File::create(sinks.log).with_context(|| format!("{:?}", sinks.log))?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot run {:?}", command.get_program()))?;
+        Running { child }.follow(&mut log, sinks.live, timeout)
+    }
+}
+
+/// A QEMU that is killed when this is dropped.
+struct Running {
+    child: Child,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // An error means that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Running {
+    fn follow(
+        mut self,
+        log: &mut File,
+        live: bool,
+        timeout: Option<Duration>,
+    ) -> Result<(Ending, Transcript)> {
+        let lines = self.lines();
+        let mut transcript = Transcript::default();
+        let mut deadline = timeout.map(|t| Instant::now() + t);
+        let mut late = Ending::TimedOut;
+        loop {
+            match lines.recv_timeout(TICK) {
+                Ok(line) => {
+                    writeln!(log, "{line}")?;
+                    if live {
+                        println!("{line}");
+                    }
+                    transcript.take(&line);
+                    if transcript.has_verdict() && late == Ending::TimedOut {
+                        deadline = Some(Instant::now() + POWER_OFF_TIME);
+                        late = Ending::StillOn;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if interrupted() {
+                return Err(anyhow!("interrupted"));
+            }
+            if deadline.is_some_and(|d| Instant::now() >= d) {
+                return Ok((late, transcript));
+            }
+        }
+        let status = self.child.wait()?;
+        let ending = if status.success() { Ending::PoweredOff } else { Ending::Failed(status) };
+        Ok((ending, transcript))
+    }
+
+    /// Lines of both output streams as they come, without their ends. The channel closes when QEMU
+    /// has closed both.
+    fn lines(&mut self) -> mpsc::Receiver<String> {
+        let (sender, receiver) = mpsc::channel();
+        let streams: [Option<Box<dyn Read + Send>>; 2] = [
+            self.child.stdout.take().map(|s| Box::new(s) as Box<dyn Read + Send>),
+            self.child.stderr.take().map(|s| Box::new(s) as Box<dyn Read + Send>),
+        ];
+        for stream in streams.into_iter().flatten() {
+            let sender = sender.clone();
+            thread::spawn(move || {
+                for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
+                    let line = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
+                    if sender.send(line).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        receiver
+    }
+}
+
+/// A command that the kernel kills when this process dies, however it dies.
+fn tied_to_this_process(program: &str) -> Command {
+    static SETPRIV: OnceLock<bool> = OnceLock::new();
+    if !*SETPRIV.get_or_init(|| find_program("setpriv").is_some()) {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", program]);
+    command
+}
+
+fn loader(file: &Path, address: u64) -> String {
+    // A comma in a file name is written twice.
+    let file = file.display().to_string().replace(',', ",,");
+    format!("loader,file={file},addr={address:#x},force-raw=on")
+}
+
+/// Where the hypervisor looks for the bundle on this machine.
+fn bundle_base() -> Option<u64> {
+    boards::select([VIRT].into_iter()).bundle.map(|base| base.get())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(boot: &Boot, memory: Size) -> Result<Vec<String>> {
+        let here = Path::new(file!()).file_name().map(|f| Path::new("src").join(f)).unwrap();
+        let machine = Machine {
+            boot,
+            cpus: 2,
+            memory,
+            hypervisor: Path::new("suzerain.bin"),
+            bundle: &here,
+            gdb: false,
+        };
+        let command = machine.command()?;
+        Ok(command.get_args().map(|a| a.to_string_lossy().into_owned()).collect())
+    }
+
+    #[test]
+    fn the_machine_with_firmware() {
+        let boot = Boot::Flash(PathBuf::from("flash.bin"));
+        let all = arguments(&boot, Size(3 << 30)).unwrap().join(" ");
+        assert!(all.contains("-cpu max,x-rme=on -M virt,virtualization=on,secure=on"), "{all}");
+        assert!(all.contains("loader,file=suzerain.bin,addr=0x60000000"), "{all}");
+        assert!(all.contains("qemu.rs,addr=0x70000000"), "{all}");
+        assert!(all.contains("-smp 2 -m 3072M"), "{all}");
+        // 768 MiB of RAM end where the bundle would begin.
+        assert!(arguments(&boot, Size(768 << 20)).is_err());
+    }
+
+    #[test]
+    fn the_machine_without() {
+        let all = arguments(&Boot::Direct, Size(1 << 30)).unwrap().join(" ");
+        assert!(all.contains("-kernel suzerain.bin -initrd"), "{all}");
+        assert!(!all.contains("secure=on") && !all.contains("loader"), "{all}");
+    }
+
+    #[test]
+    fn commas_in_file_names() {
+        assert!(loader(Path::new("a,b"), 0x1000).starts_with("loader,file=a,,b,addr=0x1000"));
+    }
+
+    #[test]
+    fn a_silent_child_is_killed_when_the_time_is_over() {
+        let child = Command::new("sleep")
+            .arg("60")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = File::create("/dev/null").unwrap();
+        let start = Instant::now();
+        let timeout = Some(Duration::from_millis(300));
+        let (ending, _) = Running { child }.follow(&mut log, false, timeout).unwrap();
+        assert_eq!(ending, Ending::TimedOut);
+        assert!(start.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn lines_and_the_end_are_seen() {
+        let child = Command::new("sh")
+            .args(["-c", "printf '[stage 01] up\\r\\nlast'; exit 3"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = File::create("/dev/null").unwrap();
+        let (ending, transcript) = Running { child }.follow(&mut log, false, None).unwrap();
+        assert!(matches!(ending, Ending::Failed(status) if status.code() == Some(3)));
+        assert_eq!(transcript.lines, ["[stage 01] up", "last"]);
+        assert_eq!(transcript.last_stage.as_deref(), Some("[stage 01] up"));
+    }
+}
