@@ -3,19 +3,19 @@
 //! Each stage says one numbered line on the console, so that a machine that falls silent says
 //! where it was.
 
-use crate::arch::{cpu, layout, percpu, probe, psci, timer};
-use crate::{console, cores, irq, memory, panic, println, stage};
-use boards::{BOARDS, Machine, Range};
+use crate::arch::{cpu, layout, probe, psci, timer};
+use crate::machine::{self, Machine};
+use crate::{console, cores, irq, memory, panic, println};
+use boards::BOARDS;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
-use dtoolkit::fdt::Fdt;
-use mm::PhysAddr;
 use mm::ledger::PhysRange;
+use mm::{PAGE_SIZE, PhysAddr};
+use vmm_services::machine::{MachineTree, tree_size};
+use vmm_services::manifest;
 
-/// Magic number at the start of a flattened device tree, as a little-endian load sees it.
-const FDT_MAGIC: u32 = 0xd00d_feed_u32.swap_bytes();
-/// Largest device tree that the arm64 boot protocol allows.
-const FDT_MAX_BYTES: u64 = 2 << 20;
+/// Bytes of a device tree that tell its size.
+const TREE_HEADER_BYTES: usize = 40;
 
 /// Number of the last stage.
 static STAGE: AtomicU32 = AtomicU32::new(0);
@@ -32,12 +32,24 @@ macro_rules! stage {
     ($($arg:tt)*) => { $crate::boot::print_stage(format_args!($($arg)*)) };
 }
 
+/// What boot found out, for the part that creates the VMs.
+#[derive(Clone, Copy, Debug)]
+pub struct BootInfo {
+    /// The bundle of VMs: from its start to its end as its tree says; not checked beyond that.
+    pub bundle: &'static [u8],
+    /// Whether the cores have RME, so that there may be an RMM.
+    pub rme: bool,
+}
+
 /// Where the boot core enters Rust: early tables, MMU and caches on, its stack, `.bss` zero.
 pub(crate) extern "C" fn primary(x0: u64) -> ! {
     match boot(x0) {
         Ok(()) => crate::run::enter(),
         Err(error) => {
-            println!("boot failed: {error}");
+            match error {
+                BootError::Bundle(_) => println!("bundle refused: {error}"),
+                _ => println!("boot failed: {error}"),
+            }
             println!("scenario: failed (boot)");
             panic::power_off()
         }
@@ -55,7 +67,8 @@ pub(crate) extern "C" fn secondary(_index: u64) -> ! {
         }
         Err(error) => {
             log::error!("this core is left out: {error}");
-            psci::cpu_off();
+            let error = psci::cpu_off();
+            log::error!("it cannot be turned off: {error}");
             cpu::park()
         }
     }
@@ -65,118 +78,210 @@ pub(crate) extern "C" fn secondary(_index: u64) -> ! {
 #[derive(Debug)]
 enum BootError {
     ClassicEl2,
-    DeviceTree,
+    Tree,
     Console,
-    Machine(boards::MachineError),
+    Machine(machine::MachineError),
     Map(memory::MapFailed),
+    Ledger(memory::LedgerError),
     Timer(timer::NoFrequency),
     Irq(irq::IrqError),
+    Bundle(BundleError),
+}
+
+/// Why there is no bundle to hand on.
+#[derive(Debug)]
+enum BundleError {
+    Nowhere,
+    OutsideRam(PhysRange),
+    Overlap(PhysRange),
+    Tree(PhysAddr),
+    Manifest(manifest::ManifestError<'static>),
+}
+
+impl fmt::Display for BundleError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nowhere => f.write_str("/chosen names no initrd and the board no address"),
+            Self::OutsideRam(range) => write!(f, "{range} is not all in RAM"),
+            Self::Overlap(range) => write!(f, "{range} overlaps memory in use"),
+            Self::Tree(at) => write!(f, "no device tree at {at}"),
+            Self::Manifest(error) => error.fmt(f),
+        }
+    }
 }
 
 impl fmt::Display for BootError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ClassicEl2 => f.write_str("this core has no EL2 without FEAT_VHE (HCR_EL2.E2H)"),
-            Self::DeviceTree => f.write_str("no device tree in x0, nor where a board expects one"),
-            Self::Console => f.write_str("no console"),
+            Self::ClassicEl2 => f.write_str("this core has EL2 only with VHE (no FEAT_E2H0)"),
+            Self::Tree => f.write_str("no device tree in x0, nor where a board expects one"),
+            Self::Console => f.write_str("no console that there is a driver for"),
             Self::Machine(error) => error.fmt(f),
             Self::Map(error) => error.fmt(f),
+            Self::Ledger(error) => error.fmt(f),
             Self::Timer(error) => error.fmt(f),
             Self::Irq(error) => error.fmt(f),
+            Self::Bundle(error) => error.fmt(f),
         }
     }
 }
 
-impl From<memory::MapFailed> for BootError {
-    fn from(error: memory::MapFailed) -> Self {
-        Self::Map(error)
-    }
+macro_rules! from {
+    ($($variant:ident($error:ty)),* $(,)?) => {
+        $(impl From<$error> for BootError {
+            fn from(error: $error) -> Self {
+                Self::$variant(error)
+            }
+        })*
+    };
+}
+
+from!(
+    Machine(machine::MachineError),
+    Map(memory::MapFailed),
+    Ledger(memory::LedgerError),
+    Timer(timer::NoFrequency),
+    Irq(irq::IrqError),
+    Bundle(BundleError),
+);
+
+/// A range of memory and its bytes.
+struct Blob {
+    bytes: &'static [u8],
+    pages: PhysRange,
 }
 
 fn boot(x0: u64) -> Result<(), BootError> {
     memory::switch_to_final_tables()?;
-    let tree = find_device_tree(x0).ok_or(BootError::DeviceTree)?;
-    let fdt = Fdt::new(tree).map_err(|_| BootError::DeviceTree)?;
-    let machine = Machine::read(&fdt).map_err(BootError::Machine)?;
+    let tree = find_device_tree(x0).ok_or(BootError::Tree)?;
+    let parsed = MachineTree::parse(tree.bytes).map_err(|_| BootError::Tree)?;
+    let machine = Machine::read(&parsed)?;
     start_console(&machine)?;
     println!("Suzerain {}", env!("CARGO_PKG_VERSION"));
     let image = layout::image();
-    stage!(
-        "{} ({}), image {}..{}, device tree at {:#x}",
-        machine.board.name,
-        machine.compatible,
-        image.start,
-        image.end,
-        tree.as_ptr().addr()
-    );
+    let image = PhysRange::new(image.start, image.end);
+    stage!("console on {} ({})", machine.board.name, machine.compatible);
     if !cpu::has_classic_el2() {
         return Err(BootError::ClassicEl2);
     }
-    let hz = timer::init().map_err(BootError::Timer)?;
+    stage!("image at {image}, entered with x0 {x0:#x}, device tree at {}", tree.pages);
+
+    let hz = timer::init()?;
     timer::init_core();
-    stage!("counter runs at {hz} Hz");
+    stage!("system counter runs at {hz} Hz");
 
-    let image = PhysRange::new(image.start, image.end);
-    let tree_start = PhysAddr::new(tree.as_ptr().addr() as u64);
-    let tree_range = Range { start: tree_start, bytes: tree.len() as u64 };
-    memory::map_ram(&machine, &[image, memory::pages_of(&tree_range)])?;
-    let ram: u64 = machine.memory.iter().map(|range| range.bytes).sum();
-    stage!("RAM: {} MiB in {} ranges", ram >> 20, machine.memory.len());
+    memory::map_ram(&machine, &[image, tree.pages])?;
+    let ram: u64 = machine.memory.iter().map(PhysRange::bytes).sum();
+    stage!("RAM mapped: {} MiB, {} reservations", ram >> 20, machine.reserved.len());
 
-    memory::map_device(&machine.gic.distributor)?;
+    let bundle = find_bundle(&machine, &[image, tree.pages]);
+    let bundle_pages = bundle.as_ref().ok().map(|bundle| bundle.pages);
+    let ledger = memory::start_ledger(&machine, image, tree.pages, bundle_pages)?;
+    stage!("ledger: {}", ledger.census());
+
+    memory::map_device(machine::pages_of(&machine.gic.distributor))?;
     for region in &machine.gic.redistributors {
-        memory::map_device(region)?;
+        memory::map_device(machine::pages_of(region))?;
     }
     // SAFETY: the tree describes the machine's GIC, whose registers were just mapped.
-    unsafe { irq::init(&machine.gic, machine.ppis) }.map_err(BootError::Irq)?;
-    irq::init_core().map_err(BootError::Irq)?;
-    stage!("GICv3 at {}", machine.gic.distributor.start);
+    unsafe { irq::init(&machine.gic, machine.ppis) }?;
+    irq::init_core()?;
+    stage!("interrupt controller at {:#x}", machine.gic.distributor.base);
 
-    if let Ok(version) = psci::version() {
-        stage!("PSCI {}.{}", version.major, version.minor);
+    match psci::version() {
+        Ok(version) if machine.psci => stage!("PSCI {}.{}", version.major, version.minor),
+        _ => stage!("no PSCI: one core only"),
     }
     cores::start_all(&machine);
     stage!("{} of {} cores up", cores::online_count(), machine.cpus.len());
+
+    let rme = cpu::has_rme();
+    stage!("RME: {}", if rme { "yes" } else { "no" });
+    let bundle = bundle?;
+    stage!("bundle at {}", bundle.pages);
+    start_vms(BootInfo { bundle: bundle.bytes, rme });
     cores::release();
     Ok(())
 }
 
-/// Maps and returns the flattened device tree at `x0` or, if there is none, at one of the places
-/// where boards expect it.
-fn find_device_tree(x0: u64) -> Option<&'static [u8]> {
+/// Creates the VMs of the bundle.
+fn start_vms(info: BootInfo) {
+    let _ = info;
+}
+
+/// Maps and returns the device tree at `x0` or, if there is none, at one of the places where
+/// boards expect it.
+fn find_device_tree(x0: u64) -> Option<Blob> {
     let fallbacks = BOARDS.iter().filter_map(|board| board.device_tree);
     [PhysAddr::new(x0)].into_iter().chain(fallbacks).find_map(device_tree_at)
 }
 
-fn device_tree_at(start: PhysAddr) -> Option<&'static [u8]> {
+fn device_tree_at(start: PhysAddr) -> Option<Blob> {
     if start.get() == 0 || !start.is_aligned(8) || start.get() >> cpu::physical_address_bits() != 0
     {
         return None;
     }
-    let first_page = Range { start, bytes: 8 };
-    memory::map_read_only(memory::pages_of(&first_page)).ok()?;
+    let header_pages = machine::pages(start.get(), TREE_HEADER_BYTES as u64);
+    memory::map_read_only(header_pages).ok()?;
     // Nothing need be there at all.
-    let header = probe::read(start).ok()?;
-    if header as u32 != FDT_MAGIC {
-        return None;
+    let bytes = tree_bytes_at(start)?;
+    let pages = machine::pages(start.get(), bytes as u64);
+    if header_pages.end < pages.end {
+        memory::map_read_only(PhysRange::new(header_pages.end, pages.end)).ok()?;
     }
-    let bytes = u64::from(((header >> 32) as u32).swap_bytes());
-    if !(8..=FDT_MAX_BYTES).contains(&bytes) {
-        return None;
+    // SAFETY: the pages were just mapped, hold what firmware handed over for good, are reserved in
+    // the ledger, and nothing writes them.
+    let bytes = unsafe { memory::shared(start, bytes) };
+    Some(Blob { bytes, pages })
+}
+
+/// Size of the device tree whose header is at `start`, in mapped memory, or `None` if none is.
+fn tree_bytes_at(start: PhysAddr) -> Option<usize> {
+    let mut header = [0; TREE_HEADER_BYTES];
+    probe::copy_from(start, &mut header).ok()?;
+    tree_size(&header).ok().filter(|&bytes| bytes >= TREE_HEADER_BYTES)
+}
+
+/// Finds the bundle: the initrd of `/chosen`, or where the board says. It must lie in RAM, outside
+/// `used` and what firmware reserves.
+fn find_bundle(machine: &Machine<'_>, used: &[PhysRange]) -> Result<Blob, BundleError> {
+    let initrd = machine.initrd.map(|range| range.start);
+    let start = initrd.or(machine.board.bundle).ok_or(BundleError::Nowhere)?;
+    let header = machine::pages(start.get(), TREE_HEADER_BYTES as u64);
+    check_free(machine, used, header)?;
+    let tree_bytes = tree_bytes_at(start).ok_or(BundleError::Tree(start))?;
+    let tree = machine::pages(start.get(), tree_bytes as u64);
+    check_free(machine, used, tree)?;
+    // SAFETY: the pages are mapped RAM that nothing else uses, and become reserved in the ledger
+    // before anything is allocated.
+    let tree = unsafe { memory::shared(start, tree_bytes) };
+    let total = manifest::peek_total_size(tree).map_err(BundleError::Manifest)?;
+    let pages = machine::pages(start.get(), total);
+    check_free(machine, used, pages)?;
+    let total = usize::try_from(total).map_err(|_| BundleError::OutsideRam(pages))?;
+    // SAFETY: as above.
+    Ok(Blob { bytes: unsafe { memory::shared(start, total) }, pages })
+}
+
+fn check_free(
+    machine: &Machine<'_>,
+    used: &[PhysRange],
+    range: PhysRange,
+) -> Result<(), BundleError> {
+    if !memory::is_ram(machine, range) {
+        return Err(BundleError::OutsideRam(range));
     }
-    let range = memory::pages_of(&Range { start, bytes });
-    let second_page = memory::pages_of(&first_page).end;
-    if second_page < range.end {
-        memory::map_read_only(PhysRange::new(second_page, range.end)).ok()?;
+    let reserved = machine.reserved.iter().map(|reserved| reserved.range);
+    let overlaps = |other: PhysRange| range.start < other.end && other.start < range.end;
+    if used.iter().copied().chain(reserved).any(overlaps) {
+        return Err(BundleError::Overlap(range));
     }
-    // SAFETY: the range was mapped just now, holds initialised memory that firmware handed over
-    // for good, and is reserved in the ledger: nothing writes it.
-    Some(unsafe { core::slice::from_raw_parts(start.get() as *const u8, bytes as usize) })
+    Ok(())
 }
 
 fn start_console(machine: &Machine<'_>) -> Result<(), BootError> {
     let base = machine.console.ok_or(BootError::Console)?;
-    memory::map_device(&Range { start: base, bytes: mm::PAGE_SIZE })?;
+    memory::map_device(machine::pages(base.get(), PAGE_SIZE))?;
     // SAFETY: the tree or the board says that a PL011 is there; it was just mapped, and nothing
     // else drives it.
     unsafe { console::init(base, machine.board.console_clock_hz) };

@@ -2,8 +2,9 @@
 
 use crate::arch::layout::MAX_CORES;
 use crate::arch::{cpu, entry, psci, timer};
-use boards::Machine;
+use crate::machine::Machine;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use vmm_services::machine::Enable;
 
 /// How long a core may take from CPU_ON to its report, in nanoseconds.
 const START_TIMEOUT_NS: u64 = 1_000_000_000;
@@ -13,7 +14,7 @@ static ONLINE: AtomicU32 = AtomicU32::new(1);
 /// Whether the boot core has let the others go into the run loop.
 static RELEASED: AtomicBool = AtomicBool::new(false);
 
-const _: () = assert!(MAX_CORES <= u32::BITS as usize && MAX_CORES == boards::MAX_CPUS);
+const _: () = assert!(MAX_CORES <= u32::BITS as usize);
 
 /// Starts all cores of the tree except this one and waits for each to report.
 ///
@@ -22,8 +23,12 @@ const _: () = assert!(MAX_CORES <= u32::BITS as usize && MAX_CORES == boards::MA
 pub fn start_all(machine: &Machine<'_>) {
     let this = cpu::affinity();
     let others = machine.cpus.iter().filter(|core| core.mpidr != this);
+    let left_out = machine.cpus.len().saturating_sub(MAX_CORES);
+    if left_out != 0 {
+        log::warn!("{left_out} cores are more than this image drives and stay off");
+    }
     for (core, index) in others.zip(1..MAX_CORES) {
-        if machine.psci.is_none() || !core.psci {
+        if !machine.psci || core.enable != Enable::Psci {
             log::warn!("core {index} ({:#x}) has no PSCI enable method, left off", core.mpidr);
             continue;
         }

@@ -6,6 +6,7 @@
 //! then too, or later by a guest through a list register with the HW bit.
 
 use crate::arch::{cpu, layout::MAX_CORES, percpu::core_index, sysreg::write_sysreg};
+use crate::machine::{BSA_PPIS, PpiIds};
 use crate::per_cpu;
 use crate::sync::Lock;
 use arm_gic::gicv3::registers::{Gicd, GicrSgi};
@@ -13,11 +14,11 @@ use arm_gic::gicv3::{
     GicCpuInterface, GicDistributor, GicRedistributor, SgiTarget, SgiTargetGroup,
 };
 use arm_gic::{IntId, InterruptGroup, UniqueMmioPointer};
-use boards::{Gic, PpiIds};
 use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use spin::Once;
+use vmm_services::machine::GicV3;
 
 /// SGI that makes a core leave its guest and look at its run queue.
 const KICK: u32 = 0;
@@ -85,7 +86,7 @@ impl core::error::Error for IrqError {}
 
 struct Controller {
     distributor: Lock<GicDistributor<'static>>,
-    gic: Gic,
+    gic: GicV3,
     ppis: PpiIds,
 }
 
@@ -106,9 +107,8 @@ static AFFINITY: [AtomicU64; MAX_CORES] = [const { AtomicU64::new(u64::MAX) }; M
 /// # Errors
 ///
 /// If the registers are not where the tree says.
-pub unsafe fn init(gic: &Gic, ppis: PpiIds) -> Result<(), IrqError> {
-    let registers =
-        NonNull::new(gic.distributor.start.get() as *mut Gicd).ok_or(IrqError::Mapping)?;
+pub unsafe fn init(gic: &GicV3, ppis: PpiIds) -> Result<(), IrqError> {
+    let registers = NonNull::new(gic.distributor.base as *mut Gicd).ok_or(IrqError::Mapping)?;
     // SAFETY: the caller vouches for the registers and their exclusive use.
     let mut distributor = GicDistributor::new(unsafe { UniqueMmioPointer::new(registers) });
     distributor.configure_default_settings();
@@ -168,10 +168,10 @@ fn ppi(intid: u32) -> IntId {
 }
 
 /// Looks for the frame with this affinity in all regions.
-fn find_redistributor(gic: &Gic, mpidr: u64) -> Option<GicRedistributor<'static>> {
+fn find_redistributor(gic: &GicV3, mpidr: u64) -> Option<GicRedistributor<'static>> {
     for region in &gic.redistributors {
-        let mut addr = region.start.get();
-        while addr + FRAME_BYTES <= region.end().get() {
+        let mut addr = region.base;
+        while addr.saturating_add(FRAME_BYTES) <= region.end() {
             let registers = NonNull::new(addr as *mut GicrSgi)?;
             // SAFETY: `init`'s caller vouched for the regions. Frames of other cores are only
             // asked for their type, which changes nothing; the frame of this core is handed out
@@ -241,7 +241,7 @@ pub fn deactivate(intid: u32) {
 /// INTIDs of the per-core interrupts of this machine.
 #[must_use]
 pub fn ppis() -> PpiIds {
-    CONTROLLER.get().map_or_else(PpiIds::default, |controller| controller.ppis)
+    CONTROLLER.get().map_or(BSA_PPIS, |controller| controller.ppis)
 }
 
 /// Enables or disables a per-core interrupt (INTID 16 to 31) on this core.

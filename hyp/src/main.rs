@@ -10,6 +10,7 @@ pub mod boot;
 pub mod console;
 pub mod cores;
 pub mod irq;
+pub mod machine;
 pub mod memory;
 pub mod panic;
 pub mod run;

@@ -1,13 +1,14 @@
-//! Physical memory as EL2 sees it: the identity map, and access to RAM by address.
+//! Physical memory as EL2 sees it: the identity map, and the ledger of RAM.
 
 use crate::arch::{entry, layout};
+use crate::machine::Machine;
 use crate::stage1::{Kind, Stage1, TablePage};
 use crate::sync::Lock;
 use arrayvec::ArrayVec;
-use boards::{Machine, Range};
 use core::fmt;
-use mm::ledger::PhysRange;
-use mm::{PAGE_SIZE, PhysAddr};
+use mm::PhysAddr;
+use mm::ledger::{LayoutError, Ledger, NotOurs, PhysRange, Use};
+use spin::Once;
 
 /// Pages for stage-1 tables: root, and two per place where permissions change away from a block
 /// boundary. Boot fails with a message if a machine needs more.
@@ -34,13 +35,6 @@ impl fmt::Display for MapFailed {
 }
 
 impl core::error::Error for MapFailed {}
-
-/// The whole pages that a range touches.
-#[must_use]
-pub fn pages_of(range: &Range) -> PhysRange {
-    let end = range.end().align_up(PAGE_SIZE).unwrap_or(range.end());
-    PhysRange::new(range.start.align_down(PAGE_SIZE), end)
-}
 
 /// Builds the final tables with the image in them, one permission per section and nothing on the
 /// guard pages, and switches this core to them.
@@ -72,6 +66,7 @@ pub fn switch_to_final_tables() -> Result<(), MapFailed> {
 
 mod alloc {
     use super::{TABLE_PAGES, TABLES, TablePage};
+    use mm::ledger::PhysRange;
 
     /// The pool of table pages, for the one caller at boot.
     pub(super) fn tables() -> &'static mut [TablePage] {
@@ -81,6 +76,20 @@ mod alloc {
         core::mem::forget(guard);
         // SAFETY: the lock is never released, so that this is the only reference to the static.
         unsafe { core::slice::from_raw_parts_mut(first, TABLE_PAGES) }
+    }
+
+    /// Zeroed words at the start of `range`.
+    ///
+    /// # Safety
+    ///
+    /// `range` must be mapped, writable RAM of at least `count` words that nothing else uses, for
+    /// good.
+    pub(super) unsafe fn words(range: PhysRange, count: usize) -> &'static mut [u32] {
+        let first = core::ptr::with_exposed_provenance_mut::<u32>(range.start.get() as usize);
+        // SAFETY: the caller gives the range to this function alone; it is page aligned.
+        unsafe { first.write_bytes(0, count) };
+        // SAFETY: as before, and the words were just initialised.
+        unsafe { core::slice::from_raw_parts_mut(first, count) }
     }
 }
 
@@ -100,8 +109,8 @@ fn extend(range: PhysRange, kind: Kind) -> Result<(), MapFailed> {
 /// # Errors
 ///
 /// If there is no room in the tables, or the range is mapped as something else.
-pub fn map_device(range: &Range) -> Result<(), MapFailed> {
-    extend(pages_of(range), Kind::Device)
+pub fn map_device(range: PhysRange) -> Result<(), MapFailed> {
+    extend(range, Kind::Device)
 }
 
 /// Maps pages that the hypervisor only reads: the device tree of firmware.
@@ -120,16 +129,21 @@ pub fn map_read_only(range: PhysRange) -> Result<(), MapFailed> {
 ///
 /// As for [`map_device`].
 pub fn map_ram(machine: &Machine<'_>, mapped: &[PhysRange]) -> Result<(), MapFailed> {
-    let mut holes = ArrayVec::<PhysRange, MAX_HOLES>::new();
-    let forbidden = machine.reserved.iter().filter(|r| r.no_map).map(|r| pages_of(&r.range));
-    holes.extend(mapped.iter().copied().chain(forbidden).take(MAX_HOLES));
-    holes.sort_unstable_by_key(|hole| hole.start);
-    for ram in &machine.memory {
-        for part in subtract(pages_of(ram), &holes) {
+    let forbidden = machine.reserved.iter().filter(|r| r.no_map).map(|r| r.range);
+    let holes = sorted(mapped.iter().copied().chain(forbidden));
+    for &ram in &machine.memory {
+        for part in subtract(ram, &holes) {
             extend(part, Kind::Data)?;
         }
     }
     Ok(())
+}
+
+/// Ranges by their start.
+fn sorted(ranges: impl Iterator<Item = PhysRange>) -> ArrayVec<PhysRange, MAX_HOLES> {
+    let mut sorted: ArrayVec<_, MAX_HOLES> = ranges.take(MAX_HOLES).collect();
+    sorted.sort_unstable_by_key(|range| range.start);
+    sorted
 }
 
 /// The parts of `range` outside `holes`, which are sorted by their start and may overlap.
@@ -140,5 +154,137 @@ fn subtract(range: PhysRange, holes: &[PhysRange]) -> impl Iterator<Item = PhysR
         let part = PhysRange::new(next, hole.start.min(range.end));
         next = next.max(hole.end);
         (part.start < part.end).then_some(part)
+    })
+}
+
+/// Bytes of physical memory that everybody may read.
+///
+/// # Safety
+///
+/// The bytes must be mapped at EL2, initialised, and never written from now on.
+#[must_use]
+pub unsafe fn shared(start: PhysAddr, bytes: usize) -> &'static [u8] {
+    let first = core::ptr::with_exposed_provenance(start.get() as usize);
+    // SAFETY: the caller vouches for the bytes.
+    unsafe { core::slice::from_raw_parts(first, bytes) }
+}
+
+/// Whether all of `range` is RAM of the machine.
+#[must_use]
+pub fn is_ram(machine: &Machine<'_>, range: PhysRange) -> bool {
+    machine.memory.iter().any(|ram| ram.start <= range.start && range.end <= ram.end)
+}
+
+/// RAM that the hypervisor itself has: never written through an address from elsewhere.
+struct Own {
+    ranges: ArrayVec<PhysRange, 4>,
+}
+
+static LEDGER: Once<Ledger<'static>> = Once::new();
+static OWN: Once<Own> = Once::new();
+
+/// Why there is no ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LedgerError {
+    /// The machine's RAM has a shape that the ledger cannot hold.
+    Layout(LayoutError),
+    /// No RAM is free and contiguous enough for the metadata.
+    NoRoom {
+        /// Bytes of metadata.
+        bytes: u64,
+    },
+    /// A reservation failed, which cannot be before the first allocation.
+    Reserve(NotOurs),
+    /// It exists already.
+    Twice,
+}
+
+impl fmt::Display for LedgerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Layout(error) => error.fmt(f),
+            Self::NoRoom { bytes } => write!(f, "no room for {bytes} bytes of ledger metadata"),
+            Self::Reserve(error) => error.fmt(f),
+            Self::Twice => f.write_str("the ledger exists already"),
+        }
+    }
+}
+
+impl core::error::Error for LedgerError {}
+
+/// Counts all RAM into the ledger, less firmware's reservations and the hypervisor's own parts:
+/// image, device tree, bundle, and the ledger's metadata, which this carves out of RAM.
+///
+/// RAM must be mapped. To be called once.
+///
+/// # Errors
+///
+/// See [`LedgerError`].
+pub fn start_ledger(
+    machine: &Machine<'_>,
+    image: PhysRange,
+    tree: PhysRange,
+    bundle: Option<PhysRange>,
+) -> Result<&'static Ledger<'static>, LedgerError> {
+    if LEDGER.is_completed() {
+        return Err(LedgerError::Twice);
+    }
+    let limit = machine.board.delegable_limit.unwrap_or(PhysAddr::new(u64::MAX));
+    let words = Ledger::metadata_words(&machine.memory, limit).map_err(LedgerError::Layout)?;
+    let bytes = (words * size_of::<u32>()) as u64;
+    let bundle = bundle.unwrap_or(PhysRange::new(image.end, image.end));
+    let reserved = machine.reserved.iter().map(|r| r.range);
+    let holes = sorted(reserved.chain([image, tree, bundle]));
+    let metadata =
+        place_metadata(machine, &holes, image.end, bytes).ok_or(LedgerError::NoRoom { bytes })?;
+    // SAFETY: the range is mapped RAM that is neither part of the image nor reserved, and the
+    // ledger does not exist yet, so nobody else has been given it.
+    let words = unsafe { alloc::words(metadata, words) };
+    let ledger = Ledger::new(&machine.memory, limit, words).map_err(LedgerError::Layout)?;
+    let parts = [
+        (image, Use::Image),
+        (tree, Use::DeviceTree),
+        (bundle, Use::Bundle),
+        (metadata, Use::Metadata),
+    ];
+    let firmware = machine.reserved.iter().map(|r| (r.range, Use::Firmware));
+    for (range, used_for) in parts.into_iter().chain(firmware) {
+        ledger.reserve(range, used_for).map_err(LedgerError::Reserve)?;
+    }
+    OWN.call_once(|| Own { ranges: parts.map(|(range, _)| range).into_iter().collect() });
+    Ok(LEDGER.call_once(|| ledger))
+}
+
+/// Whole pages for the metadata: behind the image if possible, so as not to break up large blocks.
+fn place_metadata(
+    machine: &Machine<'_>,
+    holes: &[PhysRange],
+    image_end: PhysAddr,
+    bytes: u64,
+) -> Option<PhysRange> {
+    let fits = |part: PhysRange| {
+        let end = part.start.checked_add(bytes)?.align_up(mm::PAGE_SIZE)?;
+        (end <= part.end).then_some(PhysRange::new(part.start, end))
+    };
+    let parts = || machine.memory.iter().flat_map(|&ram| subtract(ram, holes));
+    parts().filter(|part| part.start >= image_end).find_map(fits).or_else(|| parts().find_map(fits))
+}
+
+/// The ledger.
+///
+/// # Panics
+///
+/// Before boot has made it.
+pub fn ledger() -> &'static Ledger<'static> {
+    LEDGER.get().expect("the ledger exists from boot on")
+}
+
+/// Whether the hypervisor keeps something of its own in this range: image, ledger, device tree or
+/// bundle. Before the ledger exists, everything is its own.
+#[must_use]
+pub fn is_own(start: PhysAddr, bytes: u64) -> bool {
+    let end = start.get().saturating_add(bytes);
+    OWN.get().is_none_or(|own| {
+        own.ranges.iter().any(|range| start < range.end && range.start.get() < end)
     })
 }

@@ -29,8 +29,9 @@ const SCTLR_WXN: u64 = 1 << 19;
 pub const SCTLR_FINAL: u64 = SCTLR_OFF | SCTLR_ON | SCTLR_WXN;
 /// A 2 MiB block of Normal memory, readable, writable and executable (early tables only).
 const EARLY_BLOCK: u64 = 1 << 10 | 3 << 8 | 1 << 6 | 1 << 2 | 1;
-/// `HCR_EL2` until a guest runs: EL1 is AArch64 (RW), classic regime (E2H and TGE clear).
-const HCR_BOOT: u64 = 1 << 31;
+/// `HCR_EL2` until a guest runs: EL1 is AArch64 (RW), classic regime (E2H and TGE clear), and
+/// physical interrupts are for EL2 (AMO, IMO, FMO), so that they end its WFI.
+const HCR_BOOT: u64 = 1 << 31 | 1 << 5 | 1 << 4 | 1 << 3;
 /// `CPTR_EL2` for the classic regime: its RES1 bits, which trap SVE and SME; FP is not trapped.
 const CPTR_BOOT: u64 = 0x33ff;
 

@@ -33,7 +33,7 @@ fn fixups() -> &'static [FixUp] {
 /// Where the vectors go with an exception from EL2 itself; called from assembly.
 ///
 /// Returns only if `frame` was redirected to the fix-up of the faulting instruction, which gets
-/// the syndrome in `x0`.
+/// the syndrome in `x0` and the faulting address in `x1`.
 pub(super) extern "C" fn from_el2(slot: u64, frame: &mut Frame) {
     let slot = Slot::from_number(slot);
     if slot == Slot::Sync
@@ -42,6 +42,7 @@ pub(super) extern "C" fn from_el2(slot: u64, frame: &mut Frame) {
     {
         frame.elr = FixUp::target(&entry.fixup);
         frame.x[0] = frame.esr;
+        frame.x[1] = frame.far;
         return;
     }
     crate::panic::begin_fatal_report();

@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod cpu;
+pub mod crc;
 pub mod entry;
 pub mod exception;
 pub mod guest;

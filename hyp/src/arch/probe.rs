@@ -44,8 +44,8 @@ impl core::fmt::Display for ProbeError {
 
 impl core::error::Error for ProbeError {}
 
-// Both return 0 in x0, or the syndrome of the fault (never 0: the exception class of a data abort
-// is not 0). The barriers make sure that the fault belongs to the listed instruction.
+// All return 0 in x0, or ESR_EL2 of the fault in x0 (never 0: the exception class of a data abort is
+// not 0) and FAR_EL2 in x1. The barriers make sure that a fault belongs to the listed instruction.
 global_asm!(
     r#"
     .section .text.probe, "ax"
@@ -70,27 +70,73 @@ __probe_write:
     mov     x0, #0
 3:  ret
 
+    .global __probe_copy
+    // x0: target, x1: source, x2: number of bytes.
+__probe_copy:
+    mov     x3, x0
+    mov     x0, #0
+    subs    x2, x2, #8
+    b.lo    6f
+4:  ldr     x4, [x1], #8
+5:  str     x4, [x3], #8
+    subs    x2, x2, #8
+    b.hs    4b
+6:  adds    x2, x2, #8
+    b.eq    9f
+7:  ldrb    w4, [x1], #1
+8:  strb    w4, [x3], #1
+    subs    x2, x2, #1
+    b.ne    7b
+9:  dsb     sy
+10: ret
+
     .section .extable, "a"
     .balign 4
     .word   0b - ., 1b - .
     .word   2b - ., 3b - .
+    .word   4b - ., 10b - .
+    .word   5b - ., 10b - .
+    .word   7b - ., 10b - .
+    .word   8b - ., 10b - .
     "#
 );
 
-/// Reads the u64 at `addr`, a multiple of 8 in mapped memory of this or another world.
+/// What the routines above return.
+#[repr(C)]
+struct Outcome {
+    esr: u64,
+    far: u64,
+}
+
+impl Outcome {
+    fn into_result(self) -> Result<(), ProbeError> {
+        let (esr, far) = (self.esr, PhysAddr::new(self.far));
+        if esr == 0 {
+            return Ok(());
+        }
+        // The address that faulted is the physical one: EL2 maps all memory at its own address.
+        Err(match esr & 0x3f {
+            0x23..=0x28 => ProbeError::GranuleProtection { far, esr },
+            0x10 | 0x13..=0x17 => ProbeError::External { far, esr },
+            _ => ProbeError::NotMapped { far, esr },
+        })
+    }
+}
+
+/// Reads the u64 at `addr`, a multiple of 8 in memory of this or another world.
 ///
 /// # Errors
 ///
 /// The fault that the access took, if it took one.
 pub fn read(addr: PhysAddr) -> Result<u64, ProbeError> {
     unsafe extern "C" {
-        fn __probe_read(addr: u64, value: *mut u64) -> u64;
+        fn __probe_read(addr: u64, value: *mut u64) -> Outcome;
     }
     let mut value = 0;
     // SAFETY: reading has no effect on memory that Rust knows of; a fault is turned into a result
     // by the exception table; `value` is valid for the one write.
-    let esr = unsafe { __probe_read(addr.get(), &raw mut value) };
-    if esr == 0 { Ok(value) } else { Err(decode(esr, addr)) }
+    let outcome = unsafe { __probe_read(addr.get(), &raw mut value) };
+    outcome.into_result().map(|()| value)
 }
 
 /// Writes the u64 at `addr`, a multiple of 8.
@@ -105,20 +151,43 @@ pub fn read(addr: PhysAddr) -> Result<u64, ProbeError> {
 /// The fault that the access took, if it took one; memory is then unchanged.
 pub unsafe fn write(addr: PhysAddr, value: u64) -> Result<(), ProbeError> {
     unsafe extern "C" {
-        fn __probe_write(addr: u64, value: u64) -> u64;
+        fn __probe_write(addr: u64, value: u64) -> Outcome;
     }
     // SAFETY: the caller vouches for the target; a fault is turned into a result by the exception
     // table.
-    let esr = unsafe { __probe_write(addr.get(), value) };
-    if esr == 0 { Ok(()) } else { Err(decode(esr, addr)) }
+    unsafe { __probe_write(addr.get(), value) }.into_result()
 }
 
-fn decode(esr: u64, addr: PhysAddr) -> ProbeError {
-    // FAR_EL2 is the address itself: EL2 maps all memory at its physical address.
-    let far = addr;
-    match esr & 0x3f {
-        0x23..=0x28 => ProbeError::GranuleProtection { far, esr },
-        0x10 | 0x13..=0x17 => ProbeError::External { far, esr },
-        _ => ProbeError::NotMapped { far, esr },
-    }
+unsafe extern "C" {
+    fn __probe_copy(to: *mut u8, from: *const u8, bytes: usize) -> Outcome;
+}
+
+/// Copies RAM from `addr` on into `bytes`; RAM that turns out to belong to another world, or not to
+/// be there, is an error.
+///
+/// # Errors
+///
+/// The fault that an access took; `bytes` is then partly overwritten.
+pub fn copy_from(addr: PhysAddr, bytes: &mut [u8]) -> Result<(), ProbeError> {
+    let from = core::ptr::with_exposed_provenance(addr.get() as usize);
+    // SAFETY: the target is exclusively borrowed and as long as the copy. Reading the source has
+    // no effect; whoever writes it meanwhile only changes which bytes arrive. A fault is turned
+    // into a result by the exception table.
+    unsafe { __probe_copy(bytes.as_mut_ptr(), from, bytes.len()) }.into_result()
+}
+
+/// Copies `bytes` to RAM from `addr` on.
+///
+/// # Safety
+///
+/// As for [`write`], for all of the target.
+///
+/// # Errors
+///
+/// The fault that an access took; the target is then partly overwritten.
+pub unsafe fn copy_to(addr: PhysAddr, bytes: &[u8]) -> Result<(), ProbeError> {
+    let to = core::ptr::with_exposed_provenance_mut(addr.get() as usize);
+    // SAFETY: the caller vouches for the target; a fault is turned into a result by the exception
+    // table.
+    unsafe { __probe_copy(to, bytes.as_ptr(), bytes.len()) }.into_result()
 }

@@ -138,8 +138,8 @@ __current_el:
     stp     x4, x5, [sp, #272]
     mov     x1, sp
     bl      {handler}
-    // Back only when the handler redirected ELR to the fix-up of an `.extable` entry; x0 carries
-    // the syndrome, and the code around the fix-up expects every other register unchanged.
+    // Back only when the handler redirected ELR to the fix-up of an `.extable` entry, and put
+    // syndrome and address into x0 and x1; every other register is as it was.
     ldr     x2, [sp, #256]
     ldr     x3, [sp, #264]
     msr     elr_el2, x2
