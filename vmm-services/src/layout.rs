@@ -36,3 +36,19 @@ pub const RAM: Ipa = Ipa::new(0x4000_0000);
 pub const VTIMER_INTID: u32 = 27;
 /// Physical (EL1) timer interrupt of every vCPU.
 pub const PTIMER_INTID: u32 = 30;
+
+/// Whether `[base, base + size)` is free for a device of a guest with `memory` bytes of RAM.
+#[must_use]
+pub fn is_free(base: u64, size: u64, memory: u64) -> bool {
+    let Some(end) = base.checked_add(size) else { return false };
+    let taken = [
+        (GICD, GICD_SIZE),
+        (GICR, crate::MAX_VCPUS as u64 * GICR_STRIDE),
+        (VIRTIO, MAX_VIRTIO as u64 * VIRTIO_STRIDE),
+        (STRAY, mm::PAGE_SIZE),
+        (RAM, memory),
+    ];
+    taken
+        .iter()
+        .all(|&(start, size)| end <= start.get() || base >= start.get().saturating_add(size))
+}

@@ -14,11 +14,14 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod crc32;
 pub mod exit;
+pub mod fdt;
 pub mod host_call;
 pub mod ids;
 pub mod layout;
 pub mod loader;
+pub mod machine;
 pub mod manifest;
 pub mod traits;
 pub mod vgic;

@@ -2,6 +2,7 @@
 
 use crate::exit::{Exit, Resume};
 use crate::ids::{VcpuId, VcpuSet};
+use crate::manifest::Placement;
 use crate::traits::{ConsoleSink, GuestMemory};
 use crate::vgic::{Vgic, VgicConfig};
 
@@ -13,8 +14,8 @@ pub struct ServicesConfig {
     /// `Some(ipa_bits)` for a realm: its RMM serves PSCI, and addresses that it names may carry the
     /// shared-alias bit `ipa_bits - 1`.
     pub realm_ipa_bits: Option<u32>,
-    /// Whether there is a PL011.
-    pub uart: bool,
+    /// Where the PL011 is, if there is one.
+    pub uart: Option<Placement>,
 }
 
 /// What services reach while they handle an exit.

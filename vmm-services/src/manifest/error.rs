@@ -1,5 +1,6 @@
 //! What can be wrong with a bundle.
 
+use crate::fdt::FdtError;
 use core::fmt;
 
 /// A refused bundle: where, and what.
@@ -8,30 +9,31 @@ pub struct ManifestError<'a> {
     /// Name of the node: a VM, `/` for the root, or empty when the tree itself is broken.
     pub node: &'a str,
     /// Child node and property, e.g. `kernel/offset`, as far as it is known.
-    pub property: Property,
+    pub property: Property<'a>,
     /// What is wrong.
     pub fault: Fault,
 }
 
 /// Name of a property, with the image or device node it is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Property {
-    /// Child node inside the VM's node; empty for the VM's node itself.
-    pub child: &'static str,
+pub struct Property<'a> {
+    /// Child node inside the node; empty for the node itself.
+    pub child: &'a str,
     /// Property; empty when the node itself is meant.
-    pub name: &'static str,
+    pub name: &'a str,
+}
+
+impl Property<'_> {
+    /// The node as a whole.
+    pub(super) const NONE: Self = Self { child: "", name: "" };
 }
 
 /// What is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
-    /// Too short for the header of a device tree.
-    Truncated,
-    /// Does not begin with a device tree.
-    NotATree,
     /// The device tree is malformed.
-    BadTree,
+    BadTree(FdtError),
     /// The device tree is longer than [`super::MAX_TREE`].
     TreeTooLong,
     /// Not a bundle: `compatible` is another.
@@ -44,8 +46,17 @@ pub enum Fault {
     Unknown,
     /// Not of the type that it must be.
     BadType,
-    /// A word that is not among those allowed.
+    /// A word that is not among those allowed, or a name that breaks the rules for names.
     BadValue,
+    /// Excludes, or must go together with, another property.
+    Conflict(&'static str),
+    /// Lies where something else of the guest's address space is.
+    Overlap {
+        /// First byte of what is misplaced.
+        address: u64,
+    },
+    /// An interrupt that another device has.
+    InterruptTaken(u32),
     /// A number outside its range.
     OutOfRange {
         /// The number.
@@ -94,9 +105,7 @@ pub enum Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::Truncated => f.write_str("too short for a device tree header"),
-            Self::NotATree => f.write_str("does not begin with a device tree"),
-            Self::BadTree => f.write_str("malformed device tree"),
+            Self::BadTree(error) => error.fmt(f),
             Self::TreeTooLong => f.write_str("device tree too long"),
             Self::NotABundle => f.write_str("a device tree, but not of a bundle"),
             Self::Version(v) => write!(f, "format version {v} is not supported"),
@@ -104,6 +113,11 @@ impl fmt::Display for Fault {
             Self::Unknown => f.write_str("not known here"),
             Self::BadType => f.write_str("value is of the wrong type"),
             Self::BadValue => f.write_str("value is not one of those allowed"),
+            Self::Conflict(other) => write!(f, "does not go with {other} as it is"),
+            Self::Overlap { address } => {
+                write!(f, "{address:#x} is taken in the guest's address space")
+            }
+            Self::InterruptTaken(intid) => write!(f, "interrupt {intid} is taken"),
             Self::OutOfRange { value, min, max } => {
                 write!(f, "{value} is not between {min} and {max}")
             }

@@ -9,15 +9,20 @@ mod error;
 pub mod names;
 mod parse;
 
-pub use error::{Fault, ManifestError};
+pub use error::{Fault, ManifestError, Property};
 pub use parse::peek_total_size;
 
+use crate::crc32;
 use arrayvec::ArrayVec;
 
 /// Most VMs of a bundle.
 pub const MAX_VMS: usize = 16;
 /// Longest name of a VM in bytes.
-pub const MAX_NAME: usize = 24;
+pub const MAX_NAME: usize = 31;
+/// Longest command line in bytes.
+pub const MAX_CMDLINE: usize = 2048;
+/// Priorities are below this.
+pub const PRIORITIES: u32 = 16;
 /// Largest device tree of a bundle in bytes.
 pub const MAX_TREE: usize = 1 << 20;
 
@@ -111,17 +116,27 @@ pub enum Expect {
     Refused,
 }
 
+/// Where a device of a guest is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// First byte of its registers.
+    pub base: u64,
+    /// Its interrupt, a shared one.
+    pub intid: u32,
+}
+
 /// Devices of a VM beside GIC and timer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Devices {
     /// PL011 UART.
-    pub uart: bool,
+    pub uart: Option<Placement>,
 }
 
 /// One VM of the bundle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmSpec<'a> {
-    /// Name, unique in the bundle: letters, digits, `-`, `_`; at most [`MAX_NAME`] bytes.
+    /// Name, unique in the bundle: letters, digits, `-`, `_`; at most [`MAX_NAME`] bytes, beginning
+    /// with a letter.
     pub name: &'a str,
     /// Ordinary VM or realm.
     pub kind: VmKind,
@@ -172,7 +187,15 @@ impl<'a> Bundle<'a> {
     /// # Errors
     /// [`ManifestError`] with node, property and fault for the first thing that is wrong.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ManifestError<'a>> {
-        parse::bundle(bytes)
+        parse::bundle(bytes, crc32::update)
+    }
+
+    /// Like [`Bundle::parse`], with another implementation of CRC-32.
+    ///
+    /// # Errors
+    /// As for [`Bundle::parse`].
+    pub fn parse_with(bytes: &'a [u8], crc: crc32::Update) -> Result<Self, ManifestError<'a>> {
+        parse::bundle(bytes, crc)
     }
 
     /// Bytes of an image.

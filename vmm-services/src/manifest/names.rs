@@ -86,5 +86,10 @@ pub const TYPE_ELF: &str = "elf";
 
 /// Node in a VM, optional: devices, each an empty property or a child node.
 pub const DEVICES: &str = "devices";
-/// Devices: empty property, PL011 UART.
+/// Devices: PL011 UART. An empty property puts it at [`crate::layout::UART`]; a child node with
+/// [`REG`] and [`INTERRUPTS`] elsewhere.
 pub const UART: &str = "uart";
+/// Device nodes: two u64, address and size of the registers.
+pub const REG: &str = "reg";
+/// Device nodes: u32, INTID.
+pub const INTERRUPTS: &str = "interrupts";

@@ -1,19 +1,396 @@
 //! The parser.
 
-use super::{Bundle, ManifestError};
+use super::names::{self, *};
+use super::{
+    Budget, Bundle, Devices, Expect, Fault, HashAlgorithm, ImageRef, KernelFormat, MAX_CMDLINE,
+    MAX_NAME, MAX_TREE, ManifestError, PRIORITIES, Placement, Property, RealmSpec, SelfTest,
+    VmKind, VmSpec,
+};
+use crate::crc32::Update;
+use crate::fdt::{self, Fdt, Node};
+use crate::ids::MAX_VCPUS;
+use crate::layout;
+use arrayvec::ArrayVec;
+
+/// VM memory comes in blocks of this size, in bytes.
+const MEMORY_ALIGN: u64 = 2 << 20;
+/// Most memory of a VM in bytes.
+const MEMORY_MAX: u64 = 256 << 30;
+/// Most repetitions of a VM.
+const REPEAT_MAX: u64 = 1_000_000;
+/// Longest period of a budget in microseconds: ten seconds.
+const PERIOD_MAX_US: u64 = 10_000_000;
+/// Widths of a realm's IPA space. RMI has s2sz in this range on all implementations without LPA2.
+const IPA_BITS: core::ops::RangeInclusive<u64> = 32..=48;
+
+type Result<'a, T> = core::result::Result<T, ManifestError<'a>>;
+
+/// The tree at the start of `bytes`.
+fn tree(bytes: &[u8]) -> Result<'_, (&[u8], Fdt<'_>)> {
+    let whole = |fault| ManifestError { node: "", property: Property::NONE, fault };
+    let size = fdt::total_size(bytes).map_err(|e| whole(Fault::BadTree(e)))?;
+    if size > MAX_TREE {
+        return Err(whole(Fault::TreeTooLong));
+    }
+    let bytes = bytes.get(..size).ok_or(whole(Fault::BadTree(fdt::FdtError::Truncated)))?;
+    let tree = Fdt::new(bytes).map_err(|e| whole(Fault::BadTree(e)))?;
+    let root = At::root(&tree);
+    if !root.node.is_compatible(COMPATIBLE) {
+        return Err(root.fault("compatible", Fault::NotABundle));
+    }
+    match root.u32(VERSION)? {
+        FORMAT_VERSION => Ok((bytes, tree)),
+        other => Err(root.fault(VERSION, Fault::Version(other))),
+    }
+}
 
 /// Size in bytes of the whole bundle, from its tree alone.
 ///
-/// `tree` must hold the device tree at the start of the bundle (`totalsize` of its header).
+/// `tree` must hold the device tree at the start of the bundle (`totalsize` of its header). Only
+/// the tree's format has been checked when this returns, so the size is to be compared with the
+/// memory there is.
 ///
 /// # Errors
-/// [`ManifestError`] when the tree is not that of an intact bundle.
-pub fn peek_total_size(tree: &[u8]) -> Result<u64, ManifestError<'_>> {
-    let _ = tree;
-    todo!()
+/// [`ManifestError`] when it is not the tree of a bundle.
+pub fn peek_total_size(tree: &[u8]) -> Result<'_, u64> {
+    let (bytes, tree) = self::tree(tree)?;
+    At::root(&tree).number_within(TOTAL_SIZE, bytes.len() as u64, u64::MAX)
 }
 
-pub(super) fn bundle(bytes: &[u8]) -> Result<Bundle<'_>, ManifestError<'_>> {
-    let _ = bytes;
-    todo!()
+pub(super) fn bundle(bytes: &[u8], crc: Update) -> Result<'_, Bundle<'_>> {
+    let (tree_bytes, tree) = tree(bytes)?;
+    let root = At::root(&tree);
+    let total = root.number_within(TOTAL_SIZE, tree_bytes.len() as u64, u64::MAX)?;
+    let whole = usize::try_from(total).ok().and_then(|total| bytes.get(..total));
+    let mismatch = Fault::SizeMismatch { expected: total, present: bytes.len() as u64 };
+    let bytes = whole.ok_or(root.fault(TOTAL_SIZE, mismatch))?;
+    check_tree_checksum(&root, tree_bytes, crc)?;
+    root.only(&["compatible", VERSION, TOTAL_SIZE, CRC32, SCENARIO, SELF_TEST], &[VMS])?;
+
+    let images = Images { bytes, first: tree_bytes.len() as u64, crc };
+    let mut bundle = Bundle {
+        bytes,
+        scenario: root.str(SCENARIO)?,
+        self_test: match root.optional_str(SELF_TEST)? {
+            None => None,
+            Some(GRANULE_PROTECTION) => Some(SelfTest::GranuleProtection),
+            Some(_) => return Err(root.fault(SELF_TEST, Fault::BadValue)),
+        },
+        vms: ArrayVec::new(),
+    };
+    let vms = root.node.child(VMS).ok_or(root.fault(VMS, Fault::Missing))?;
+    if let Some(property) = vms.properties().next() {
+        return Err(root.fault(property.name, Fault::Unknown));
+    }
+    for node in vms.children() {
+        let at = At { owner: node.name(), child: "", node };
+        let vm = vm(&at, &images)?;
+        if bundle.vms.iter().any(|other| other.name == vm.name) {
+            return Err(at.fault("", Fault::DuplicateName));
+        }
+        bundle.vms.try_push(vm).map_err(|_| root.fault(VMS, Fault::VmCount))?;
+    }
+    if bundle.vms.is_empty() {
+        return Err(root.fault(VMS, Fault::VmCount));
+    }
+    check_strays(&bundle)?;
+    Ok(bundle)
+}
+
+/// Checks the tree's own checksum, which is taken with its four bytes zero.
+fn check_tree_checksum<'a>(root: &At<'a>, tree: &'a [u8], crc: Update) -> Result<'a, ()> {
+    let expected = root.u32(CRC32)?;
+    let value = root.node.property(CRC32).map_or(&[][..], |p| p.value);
+    // The value is a part of `tree`, so this is its offset.
+    let offset = value.as_ptr().addr().wrapping_sub(tree.as_ptr().addr());
+    let bad_type = root.fault(CRC32, Fault::BadType);
+    let (before, rest) = tree.split_at_checked(offset).ok_or(bad_type)?;
+    let after = rest.get(value.len()..).ok_or(bad_type)?;
+    let found = crc(crc(crc(0, before), &[0; 4]), after);
+    let fault = Fault::Checksum { expected, found };
+    if expected == found { Ok(()) } else { Err(root.fault(CRC32, fault)) }
+}
+
+/// Checks that every VM that is to stray does so into a realm.
+fn check_strays<'a>(bundle: &Bundle<'a>) -> Result<'a, ()> {
+    for vm in &bundle.vms {
+        let Some(target) = vm.stray_granule_of else { continue };
+        if !bundle.vms.iter().any(|other| other.name == target && other.realm().is_some()) {
+            let property = Property { child: "", name: STRAY_GRANULE_OF };
+            return Err(ManifestError { node: vm.name, property, fault: Fault::NoSuchVm });
+        }
+    }
+    Ok(())
+}
+
+/// Where the images are.
+struct Images<'a> {
+    bytes: &'a [u8],
+    /// First byte that is not the tree's.
+    first: u64,
+    crc: Update,
+}
+
+impl Images<'_> {
+    fn checked<'a>(&self, at: &At<'a>) -> Result<'a, ImageRef> {
+        let image =
+            ImageRef { offset: at.u64(OFFSET)?, size: at.u64(SIZE)?, crc32: at.u32(CRC32)? };
+        let ImageRef { offset, size, .. } = image;
+        if !offset.is_multiple_of(IMAGE_ALIGN) {
+            let fault = Fault::Unaligned { value: offset, align: IMAGE_ALIGN };
+            return Err(at.fault(OFFSET, fault));
+        }
+        let start = usize::try_from(offset).ok().filter(|_| offset >= self.first);
+        let length = usize::try_from(size).ok().filter(|&n| n > 0);
+        let tail = start.and_then(|start| self.bytes.get(start..));
+        let span = tail.zip(length).and_then(|(tail, length)| tail.get(..length));
+        let span = span.ok_or(at.fault("", Fault::OutOfBundle { offset, size }))?;
+        let found = (self.crc)(0, span);
+        if found != image.crc32 {
+            return Err(at.fault(CRC32, Fault::Checksum { expected: image.crc32, found }));
+        }
+        Ok(image)
+    }
+}
+
+fn vm<'a>(at: &At<'a>, images: &Images<'a>) -> Result<'a, VmSpec<'a>> {
+    let name = at.node.name();
+    let letters = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    let first_is_letter = name.bytes().next().is_some_and(|b| b.is_ascii_alphabetic());
+    if name.len() > MAX_NAME || !first_is_letter || !name.bytes().all(letters) {
+        return Err(at.fault("", Fault::BadValue));
+    }
+    let kind = kind(at)?;
+    let memory = at.number_within(MEMORY, MEMORY_ALIGN, memory_limit(&kind))?;
+    if !memory.is_multiple_of(MEMORY_ALIGN) {
+        let fault = Fault::Unaligned { value: memory, align: MEMORY_ALIGN };
+        return Err(at.fault(MEMORY, fault));
+    }
+    let kernel = at.child(KERNEL).ok_or(at.fault(KERNEL, Fault::Missing))?;
+    kernel.only(&[OFFSET, SIZE, CRC32, TYPE], &[])?;
+    let initramfs = at.child(INITRAMFS);
+    if let Some(initramfs) = &initramfs {
+        initramfs.only(&[OFFSET, SIZE, CRC32], &[])?;
+    }
+    let cmdline = at.optional_str(CMDLINE)?.unwrap_or("");
+    if cmdline.len() > MAX_CMDLINE {
+        let fault =
+            Fault::OutOfRange { value: cmdline.len() as u64, min: 0, max: MAX_CMDLINE as u64 };
+        return Err(at.fault(CMDLINE, fault));
+    }
+    Ok(VmSpec {
+        name,
+        vcpus: at.number_within(VCPUS, 1, MAX_VCPUS as u64)? as usize,
+        memory,
+        priority: at.number_within(PRIORITY, 0, u64::from(PRIORITIES - 1))? as u32,
+        budget: budget(at)?,
+        affinity: match at.node.property(AFFINITY) {
+            None => None,
+            Some(_) => Some(at.number_within(AFFINITY, 1, u64::from(u32::MAX))? as u32),
+        },
+        kernel_format: match kernel.optional_str(TYPE)? {
+            None | Some(TYPE_IMAGE) => KernelFormat::Image,
+            Some(TYPE_RAW) => KernelFormat::Raw,
+            Some(TYPE_ELF) => KernelFormat::Elf,
+            Some(_) => return Err(kernel.fault(TYPE, Fault::BadValue)),
+        },
+        kernel: images.checked(&kernel)?,
+        initramfs: initramfs.map(|at| images.checked(&at)).transpose()?,
+        cmdline,
+        devices: devices(at, memory)?,
+        repeat: match at.node.property(REPEAT) {
+            None => 1,
+            Some(_) => at.number_within(REPEAT, 1, REPEAT_MAX)? as u32,
+        },
+        expect: match at.str(EXPECT)? {
+            EXPECT_OFF => Expect::Off,
+            EXPECT_STOPPED => Expect::Stopped,
+            EXPECT_REFUSED => Expect::Refused,
+            _ => return Err(at.fault(EXPECT, Fault::BadValue)),
+        },
+        expect_reason: at.optional_str(EXPECT_REASON)?,
+        stray_granule_of: at.optional_str(STRAY_GRANULE_OF)?,
+        kind,
+    })
+}
+
+/// Reads the kind, and refuses properties that are not known for it.
+fn kind<'a>(at: &At<'a>) -> Result<'a, VmKind> {
+    const COMMON: [&str; 11] = [
+        KIND,
+        VCPUS,
+        MEMORY,
+        PRIORITY,
+        BUDGET_US,
+        PERIOD_US,
+        AFFINITY,
+        CMDLINE,
+        REPEAT,
+        EXPECT,
+        EXPECT_REASON,
+    ];
+    const CHILDREN: [&str; 3] = [KERNEL, INITRAMFS, DEVICES];
+    let known = |own: &[&str]| {
+        let unknown = |name: &str| !COMMON.contains(&name) && !own.contains(&name);
+        match at.node.properties().find(|p| unknown(p.name)) {
+            Some(property) => Err(at.fault(property.name, Fault::Unknown)),
+            None => at.only_children(&CHILDREN),
+        }
+    };
+    match at.str(KIND)? {
+        KIND_VM => {
+            known(&[STRAY_GRANULE_OF])?;
+            Ok(VmKind::Vm)
+        }
+        KIND_REALM => {
+            known(&[RPV, HASH, names::IPA_BITS])?;
+            Ok(VmKind::Realm(RealmSpec {
+                rpv: match at.node.property(RPV) {
+                    None => [0; 64],
+                    Some(p) => p.value.try_into().map_err(|_| at.fault(RPV, Fault::BadType))?,
+                },
+                hash: match at.str(HASH)? {
+                    SHA256 => HashAlgorithm::Sha256,
+                    SHA512 => HashAlgorithm::Sha512,
+                    _ => return Err(at.fault(HASH, Fault::BadValue)),
+                },
+                ipa_bits: at.number_within(names::IPA_BITS, *IPA_BITS.start(), *IPA_BITS.end())?
+                    as u32,
+            }))
+        }
+        _ => Err(at.fault(KIND, Fault::BadValue)),
+    }
+}
+
+/// Most memory of a VM of this kind: a realm's has to end below the shared half.
+fn memory_limit(kind: &VmKind) -> u64 {
+    match kind {
+        VmKind::Vm => MEMORY_MAX,
+        VmKind::Realm(realm) => ((1 << (realm.ipa_bits - 1)) - layout::RAM.get()).min(MEMORY_MAX),
+    }
+}
+
+fn budget<'a>(at: &At<'a>) -> Result<'a, Option<Budget>> {
+    let present = |name| at.node.property(name).is_some();
+    match (present(BUDGET_US), present(PERIOD_US)) {
+        (false, false) => Ok(None),
+        (true, false) => Err(at.fault(BUDGET_US, Fault::Conflict(PERIOD_US))),
+        (false, true) => Err(at.fault(PERIOD_US, Fault::Conflict(BUDGET_US))),
+        (true, true) => {
+            let period = at.number_within(PERIOD_US, 1, PERIOD_MAX_US)?;
+            let budget = at.number_within(BUDGET_US, 1, period)?;
+            Ok(Some(Budget { budget_us: budget as u32, period_us: period as u32 }))
+        }
+    }
+}
+
+fn devices<'a>(at: &At<'a>, memory: u64) -> Result<'a, Devices> {
+    let Some(node) = at.child(DEVICES) else { return Ok(Devices::default()) };
+    node.only(&[UART], &[UART])?;
+    let uart = match (node.node.property(UART), node.child(UART)) {
+        (None, None) => None,
+        (Some(_), Some(_)) => return Err(node.fault(UART, Fault::Conflict(UART))),
+        (Some(property), None) if property.value.is_empty() => {
+            Some(Placement { base: layout::UART.get(), intid: layout::UART_INTID })
+        }
+        (Some(_), None) => return Err(node.fault(UART, Fault::BadType)),
+        (None, Some(uart)) => Some(placement(&uart, layout::UART_SIZE, memory)?),
+    };
+    Ok(Devices { uart })
+}
+
+/// Reads where a device is and checks that the place is free.
+fn placement<'a>(at: &At<'a>, size: u64, memory: u64) -> Result<'a, Placement> {
+    at.only(&[REG, INTERRUPTS], &[])?;
+    let reg = at.node.property(REG).ok_or(at.fault(REG, Fault::Missing))?;
+    let (base, reg_size) =
+        match reg.value.split_at_checked(8).map(|(b, s)| (b.try_into(), s.try_into())) {
+            Some((Ok(base), Ok(size))) => (u64::from_be_bytes(base), u64::from_be_bytes(size)),
+            _ => return Err(at.fault(REG, Fault::BadType)),
+        };
+    if reg_size != size {
+        return Err(at.fault(REG, Fault::OutOfRange { value: reg_size, min: size, max: size }));
+    }
+    if !base.is_multiple_of(mm::PAGE_SIZE) {
+        return Err(at.fault(REG, Fault::Unaligned { value: base, align: mm::PAGE_SIZE }));
+    }
+    if !layout::is_free(base, size, memory) {
+        return Err(at.fault(REG, Fault::Overlap { address: base }));
+    }
+    let last = u64::from(crate::vgic::MAX_INTID);
+    let intid = at.number_within(INTERRUPTS, 32, last)? as u32;
+    let virtio = layout::VIRTIO_INTID..layout::VIRTIO_INTID + layout::MAX_VIRTIO as u32;
+    if virtio.contains(&intid) {
+        return Err(at.fault(INTERRUPTS, Fault::InterruptTaken(intid)));
+    }
+    Ok(Placement { base, intid })
+}
+
+/// A node, with the names that an error about it gives.
+struct At<'a> {
+    /// Node of a VM, or `/`.
+    owner: &'a str,
+    /// Child node inside it.
+    child: &'a str,
+    node: Node<'a>,
+}
+
+impl<'a> At<'a> {
+    fn root(tree: &Fdt<'a>) -> Self {
+        Self { owner: "/", child: "", node: tree.root() }
+    }
+
+    fn child(&self, name: &'a str) -> Option<Self> {
+        let node = self.node.children().find(|n| n.name() == name)?;
+        Some(Self { owner: self.owner, child: name, node })
+    }
+
+    fn fault(&self, name: &'a str, fault: Fault) -> ManifestError<'a> {
+        ManifestError { node: self.owner, property: Property { child: self.child, name }, fault }
+    }
+
+    /// Refuses properties and child nodes that are not listed.
+    fn only(&self, properties: &[&str], children: &[&str]) -> Result<'a, ()> {
+        match self.node.properties().find(|p| !properties.contains(&p.name)) {
+            Some(property) => Err(self.fault(property.name, Fault::Unknown)),
+            None => self.only_children(children),
+        }
+    }
+
+    fn only_children(&self, children: &[&str]) -> Result<'a, ()> {
+        match self.node.children().find(|c| !children.contains(&c.name())) {
+            Some(child) => Err(self.fault(child.name(), Fault::Unknown)),
+            None => Ok(()),
+        }
+    }
+
+    fn property(&self, name: &'a str) -> Result<'a, fdt::Property<'a>> {
+        self.node.property(name).ok_or(self.fault(name, Fault::Missing))
+    }
+
+    fn u32(&self, name: &'a str) -> Result<'a, u32> {
+        self.property(name)?.u32().ok_or(self.fault(name, Fault::BadType))
+    }
+
+    fn u64(&self, name: &'a str) -> Result<'a, u64> {
+        self.property(name)?.u64().ok_or(self.fault(name, Fault::BadType))
+    }
+
+    /// A number of one or two cells in `min..=max`.
+    fn number_within(&self, name: &'a str, min: u64, max: u64) -> Result<'a, u64> {
+        let value = self.property(name)?.number().ok_or(self.fault(name, Fault::BadType))?;
+        if (min..=max).contains(&value) {
+            Ok(value)
+        } else {
+            Err(self.fault(name, Fault::OutOfRange { value, min, max }))
+        }
+    }
+
+    fn str(&self, name: &'a str) -> Result<'a, &'a str> {
+        self.property(name)?.str().ok_or(self.fault(name, Fault::BadType))
+    }
+
+    fn optional_str(&self, name: &'a str) -> Result<'a, Option<&'a str>> {
+        if self.node.property(name).is_none() { Ok(None) } else { self.str(name).map(Some) }
+    }
 }

@@ -7,6 +7,9 @@ pub use lr::{HcrBits, ListRegister, LrImage, LrState, MAX_LRS};
 use crate::exit::MmioAccess;
 use crate::ids::{VcpuId, VcpuSet};
 
+/// Highest interrupt that a vGIC has: 32 private and 96 shared ones.
+pub const MAX_INTID: u32 = 127;
+
 /// What a vGIC is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VgicConfig {

@@ -1,0 +1,205 @@
+use super::{Fdt, FdtError, FdtWriter, GuestTree, Node, WriteError, generate};
+use crate::manifest::Placement;
+use dtoolkit::Node as _;
+use proptest::prelude::*;
+use std::string::String;
+use std::vec::Vec;
+use std::{format, vec};
+
+const UART: Option<Placement> = Some(Placement { base: 0x0900_0000, intid: 33 });
+
+fn guest(tree: &GuestTree<'_>) -> Vec<u8> {
+    let mut buffer = vec![0xa5; 0x1_0000];
+    let length = generate(tree, &mut buffer).unwrap();
+    buffer.truncate(length);
+    buffer
+}
+
+fn example() -> GuestTree<'static> {
+    GuestTree {
+        vcpus: 4,
+        memory: 256 << 20,
+        psci_by_smc: false,
+        cmdline: "console=ttyAMA0",
+        initrd: Some((0x4300_0000, 0x4310_0000)),
+        uart: UART,
+        virtio: 2,
+    }
+}
+
+/// Touches everything that can be reached, so that a fault anywhere shows.
+fn visit(node: &Node<'_>, depth: usize) -> usize {
+    assert!(depth < 40);
+    let mut seen = node.reg().count() + node.base_name().len();
+    for property in node.properties() {
+        seen += property.strings().count() + property.cells().count();
+        let _ = (property.u32(), property.u64(), property.str(), property.number());
+    }
+    seen + node.children().map(|child| visit(&child, depth + 1)).sum::<usize>()
+}
+
+#[test]
+fn guest_tree_reads_back() {
+    let bytes = guest(&example());
+    let tree = Fdt::new(&bytes).unwrap();
+    let memory = tree.find("/memory").unwrap();
+    assert_eq!(memory.reg().collect::<Vec<_>>(), [(0x4000_0000, 256 << 20)]);
+    let chosen = tree.find("/chosen").unwrap();
+    assert_eq!(chosen.property("bootargs").unwrap().str(), Some("console=ttyAMA0"));
+    assert_eq!(chosen.property("linux,initrd-end").unwrap().u64(), Some(0x4310_0000));
+    let cpus: Vec<u64> = tree
+        .find("/cpus")
+        .unwrap()
+        .children()
+        .filter_map(|c| c.reg().next())
+        .map(|r| r.0)
+        .collect();
+    assert_eq!(cpus, [0, 1, 2, 3]);
+    let gic = tree.find("/intc@8000000").unwrap();
+    let regions: Vec<_> = gic.reg().collect();
+    assert_eq!(regions, [(0x0800_0000, 0x1_0000), (0x080a_0000, 4 * 0x2_0000)]);
+    assert_eq!(tree.find("/psci").unwrap().property("method").unwrap().str(), Some("hvc"));
+    let timer = tree.find("/timer").unwrap().property("interrupts").unwrap();
+    assert_eq!(timer.cells().collect::<Vec<_>>(), [1, 13, 4, 1, 14, 4, 1, 11, 4, 1, 10, 4]);
+    assert_eq!(tree.root().children().filter(|n| n.is_compatible("virtio,mmio")).count(), 2);
+    let alias = tree.find("/aliases").unwrap().property("serial0").unwrap();
+    assert_eq!(alias.str(), Some("/pl011@9000000"));
+    assert!(tree.find(alias.str().unwrap()).is_some());
+}
+
+#[test]
+fn guest_tree_is_the_same_every_time_and_full_buffers_are_an_error() {
+    assert_eq!(guest(&example()), guest(&example()));
+    let whole = guest(&example()).len();
+    for length in 0..whole {
+        let mut small = vec![0; length];
+        assert_eq!(generate(&example(), &mut small), Err(WriteError::BufferFull), "{length}");
+    }
+    let bad = GuestTree { cmdline: "a\0b", ..example() };
+    assert_eq!(generate(&bad, &mut [0; 0x4000]), Err(WriteError::EmbeddedNul));
+}
+
+/// An independent parser, stricter than ours, accepts the tree and sees the same nodes.
+#[test]
+fn guest_tree_satisfies_another_parser() {
+    fn dump<N: dtoolkit::Node>(node: &N, path: &str, out: &mut Vec<String>) {
+        use dtoolkit::Property as _;
+        for p in node.properties() {
+            out.push(format!("{path}:{}={:?}", p.name(), p.value()));
+        }
+        for child in node.children() {
+            dump(&child, &format!("{path}/{}", child.name().as_ref()), out);
+        }
+    }
+    fn dump_ours(node: &Node<'_>, path: &str, out: &mut Vec<String>) {
+        for p in node.properties() {
+            out.push(format!("{path}:{}={:?}", p.name, p.value));
+        }
+        for child in node.children() {
+            dump_ours(&child, &format!("{path}/{}", child.name()), out);
+        }
+    }
+    let bytes = guest(&example());
+    let (mut theirs, mut ours) = (Vec::new(), Vec::new());
+    dump(&dtoolkit::fdt::Fdt::new(&bytes).unwrap().root(), "", &mut theirs);
+    dump_ours(&Fdt::new(&bytes).unwrap().root(), "", &mut ours);
+    assert_eq!(theirs, ours);
+    assert!(ours.len() > 60);
+}
+
+#[test]
+fn writer_reports_misuse() {
+    let mut buffer = [0; 512];
+    let mut w = FdtWriter::new(&mut buffer);
+    w.begin_node("a");
+    w.end_node();
+    w.property_u32("late", 1);
+    assert_eq!(w.finish(), Err(WriteError::Unbalanced));
+
+    let mut w = FdtWriter::new(&mut buffer);
+    w.begin_node("a");
+    assert_eq!(w.finish(), Err(WriteError::Unbalanced));
+
+    let mut w = FdtWriter::new(&mut buffer);
+    w.end_node();
+    w.end_node();
+    assert_eq!(w.finish(), Err(WriteError::Unbalanced));
+
+    let mut w = FdtWriter::new(&mut buffer);
+    w.begin_node_at(&"x".repeat(70), 1);
+    assert_eq!(w.finish(), Err(WriteError::NameTooLong));
+}
+
+#[test]
+fn header_faults_are_named() {
+    let bytes = guest(&example());
+    assert_eq!(Fdt::new(&bytes[..39]).err(), Some(FdtError::Truncated));
+    assert_eq!(Fdt::new(&bytes[..bytes.len() - 1]).err(), Some(FdtError::Truncated));
+    let with = |at: usize, value: u32| {
+        let mut changed = bytes.clone();
+        changed[at..at + 4].copy_from_slice(&value.to_be_bytes());
+        Fdt::new(&changed).err()
+    };
+    assert_eq!(with(0, 1), Some(FdtError::BadMagic));
+    assert_eq!(with(24, 18), Some(FdtError::BadVersion(17)));
+    assert_eq!(with(8, 0xffff_fff0), Some(FdtError::BadHeader));
+    assert_eq!(with(12, 0xffff_fff0), Some(FdtError::BadHeader));
+    assert!(matches!(with(36, 8), Some(FdtError::BadStructure(_))));
+}
+
+#[test]
+fn nesting_is_limited() {
+    let mut buffer = vec![0; 0x1000];
+    let mut w = FdtWriter::new(&mut buffer);
+    (0..40).for_each(|_| w.begin_node("n"));
+    (0..40).for_each(|_| w.end_node());
+    let length = w.finish().unwrap();
+    assert_eq!(Fdt::new(&buffer[..length]).err(), Some(FdtError::TooDeep));
+}
+
+#[test]
+fn odd_cell_counts_give_no_regions() {
+    for (address, size) in [(0, 0), (3, 1), (1, 3), (u32::MAX, u32::MAX), (0, 1)] {
+        let mut buffer = [0; 512];
+        let mut w = FdtWriter::new(&mut buffer);
+        w.property_u32("#address-cells", address);
+        w.property_u32("#size-cells", size);
+        w.begin_node("a");
+        w.property("reg", &[0; 24]);
+        w.end_node();
+        w.finish().unwrap();
+        assert_eq!(Fdt::new(&buffer).unwrap().find("/a").unwrap().reg().count(), 0);
+    }
+}
+
+proptest! {
+    #[test]
+    fn random_bytes_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..400), magic: bool) {
+        if magic && bytes.len() >= 8 {
+            bytes[..4].copy_from_slice(&0xd00d_feed_u32.to_be_bytes());
+            let length = bytes.len() as u32;
+            bytes[4..8].copy_from_slice(&length.to_be_bytes());
+        }
+        if let Ok(tree) = Fdt::new(&bytes) {
+            visit(&tree.root(), 0);
+        }
+    }
+
+    #[test]
+    fn mutated_trees_never_panic(changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..12)) {
+        let mut bytes = guest(&example());
+        for (index, value) in changes {
+            let at = index.index(bytes.len());
+            bytes[at] = value;
+        }
+        if let Ok(tree) = Fdt::new(&bytes) {
+            visit(&tree.root(), 0);
+            let _ = tree.reservations().count();
+        }
+        // Helpers that go on from a tree that may be nonsense.
+        if let Ok(machine) = crate::machine::MachineTree::parse(&bytes) {
+            let _ = (machine.memory(), machine.reserved(), machine.initrd(), machine.cpus());
+            let _ = (machine.gicv3(), machine.uart(), machine.timers(), machine.psci());
+        }
+    }
+}
