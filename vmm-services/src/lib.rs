@@ -23,6 +23,8 @@ pub mod layout;
 pub mod loader;
 pub mod machine;
 pub mod manifest;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod traits;
 pub mod vgic;
 pub mod vm;

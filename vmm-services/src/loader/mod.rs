@@ -303,3 +303,6 @@ impl LoadPlan {
         true
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -212,3 +212,6 @@ impl<'a> Bundle<'a> {
         self.bytes
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,221 @@
+use super::names::*;
+use super::{Budget, Bundle, Expect, Fault, KernelFormat, Placement, SelfTest, peek_total_size};
+use crate::fdt::FdtError;
+use crate::testing::{self, Prop, Vm, bundle, bundle_with, cell, seal, text, wide};
+use proptest::prelude::*;
+use std::string::{String, ToString};
+use std::vec;
+use std::vec::Vec;
+
+/// Node, property and fault of the refusal.
+fn refusal(bytes: &[u8]) -> (String, String, Fault) {
+    let error = Bundle::parse(bytes).expect_err("must be refused");
+    let name = [error.property.child, error.property.name].join("/");
+    (error.node.to_string(), name.trim_start_matches('/').to_string(), error.fault)
+}
+
+fn refused_vm(vm: Vm) -> (String, Fault) {
+    let (node, property, fault) = refusal(&bundle(&[vm]));
+    assert_eq!(node, "a");
+    (property, fault)
+}
+
+#[test]
+fn a_full_bundle_is_read() {
+    let mut linux = Vm::ordinary("linux-1")
+        .with(cell(BUDGET_US, 2000))
+        .with(cell(PERIOD_US, 10_000))
+        .with(cell(AFFINITY, 0b10))
+        .with(text(CMDLINE, "console=ttyAMA0 quiet"))
+        .with(cell(REPEAT, 50))
+        .with(text(STRAY_GRANULE_OF, "secret"))
+        .with(text(EXPECT, EXPECT_STOPPED))
+        .with(text(EXPECT_REASON, "granule"));
+    linux.initramfs = Some(vec![7; 9000]);
+    let mut realm = Vm::realm("secret").with(Prop(RPV, vec![3; 64]));
+    realm.kernel_type = Some(TYPE_RAW);
+    realm.uart = Some(Some((0x0b00_0000, 0x1000, 40)));
+    let bytes = bundle_with(&[text(SELF_TEST, GRANULE_PROTECTION)], &[linux, realm]);
+
+    assert_eq!(peek_total_size(&bytes), Ok(bytes.len() as u64));
+    let bundle = Bundle::parse(&bytes).unwrap();
+    assert_eq!(bundle.scenario, "test");
+    assert_eq!(bundle.self_test, Some(SelfTest::GranuleProtection));
+    let [linux, realm] = bundle.vms.as_slice() else { panic!("two VMs") };
+    assert_eq!((linux.name, linux.vcpus, linux.memory), ("linux-1", 1, 64 << 20));
+    assert_eq!(linux.budget, Some(Budget { budget_us: 2000, period_us: 10_000 }));
+    assert_eq!((linux.affinity, linux.repeat), (Some(2), 50));
+    assert_eq!(linux.cmdline, "console=ttyAMA0 quiet");
+    assert_eq!(linux.kernel_format, KernelFormat::Image);
+    assert_eq!((linux.expect, linux.expect_reason), (Expect::Stopped, Some("granule")));
+    assert_eq!(linux.stray_granule_of, Some("secret"));
+    assert_eq!(bundle.image(&linux.initramfs.unwrap()), [7; 9000]);
+    assert_eq!(linux.devices.uart, Some(Placement { base: 0x0900_0000, intid: 33 }));
+    let spec = realm.realm().unwrap();
+    assert_eq!((spec.rpv, spec.ipa_bits), ([3; 64], 40));
+    assert_eq!(realm.kernel_format, KernelFormat::Raw);
+    assert_eq!(realm.devices.uart, Some(Placement { base: 0x0b00_0000, intid: 40 }));
+    assert!(linux.realm().is_none());
+}
+
+#[test]
+fn bytes_behind_the_bundle_are_ignored_and_missing_ones_are_not() {
+    let mut bytes = bundle(&[Vm::ordinary("a")]);
+    let whole = bytes.len();
+    bytes.extend([0xff; 100]);
+    assert_eq!(Bundle::parse(&bytes).unwrap().bytes().len(), whole);
+    let short = &bytes[..whole - 1];
+    let expected = Fault::SizeMismatch { expected: whole as u64, present: whole as u64 - 1 };
+    assert_eq!(refusal(short), ("/".into(), TOTAL_SIZE.into(), expected));
+    assert_eq!(refusal(&[]).2, Fault::BadTree(FdtError::Truncated));
+    assert_eq!(refusal(&[0; 64]).2, Fault::BadTree(FdtError::BadMagic));
+}
+
+#[test]
+fn every_flipped_bit_of_tree_and_images_is_noticed() {
+    let bytes = bundle(&[Vm::ordinary("a")]);
+    let tree = crate::fdt::total_size(&bytes).unwrap();
+    let kernel = 0x4000..0x4000 + 5000;
+    for at in (0..tree).chain(kernel.step_by(97)) {
+        let mut broken = bytes.clone();
+        broken[at] ^= 0x10;
+        assert!(Bundle::parse(&broken).is_err(), "byte {at:#x}");
+    }
+}
+
+#[test]
+fn checksum_faults_name_the_image() {
+    let mut bytes = bundle(&[Vm::ordinary("a")]);
+    *bytes.get_mut(0x4100).unwrap() ^= 1;
+    let (node, property, fault) = refusal(&bytes);
+    assert_eq!((node.as_str(), property.as_str()), ("a", "kernel/crc32"));
+    assert!(matches!(fault, Fault::Checksum { .. }));
+    let error = Bundle::parse(&bytes).unwrap_err().to_string();
+    assert!(error.starts_with("bundle, node a, kernel/crc32: checksum is 0x"), "{error}");
+}
+
+#[test]
+fn faults_of_a_vm_are_named() {
+    let vm = || Vm::ordinary("a");
+    let range = |value, min, max| Fault::OutOfRange { value, min, max };
+    let cases = [
+        (vm().without(VCPUS), VCPUS, Fault::Missing),
+        (vm().with(cell(VCPUS, 0)), VCPUS, range(0, 1, 16)),
+        (vm().with(cell(VCPUS, 17)), VCPUS, range(17, 1, 16)),
+        (vm().with(text(VCPUS, "three")), VCPUS, Fault::BadType),
+        (vm().with(wide(MEMORY, 0)), MEMORY, range(0, 2 << 20, 256 << 30)),
+        (
+            vm().with(wide(MEMORY, (2 << 20) + 4096)),
+            MEMORY,
+            Fault::Unaligned { value: (2 << 20) + 4096, align: 2 << 20 },
+        ),
+        (vm().with(wide(MEMORY, u64::MAX)), MEMORY, range(u64::MAX, 2 << 20, 256 << 30)),
+        (vm().with(cell(PRIORITY, 16)), PRIORITY, range(16, 0, 15)),
+        (vm().with(cell(BUDGET_US, 5)), BUDGET_US, Fault::Conflict(PERIOD_US)),
+        (vm().with(cell(PERIOD_US, 5)), PERIOD_US, Fault::Conflict(BUDGET_US)),
+        (vm().with(cell(PERIOD_US, 5)).with(cell(BUDGET_US, 6)), BUDGET_US, range(6, 1, 5)),
+        (vm().with(cell(AFFINITY, 0)), AFFINITY, range(0, 1, u64::from(u32::MAX))),
+        (vm().with(cell(REPEAT, 0)), REPEAT, range(0, 1, 1_000_000)),
+        (vm().with(text(EXPECT, "maybe")), EXPECT, Fault::BadValue),
+        (vm().with(text(KIND, "container")), KIND, Fault::BadValue),
+        (vm().with(cell("colour", 1)), "colour", Fault::Unknown),
+        (vm().with(text(HASH, SHA256)), HASH, Fault::Unknown),
+        (vm().with(text(STRAY_GRANULE_OF, "b")), STRAY_GRANULE_OF, Fault::NoSuchVm),
+        (vm().with(text(STRAY_GRANULE_OF, "a")), STRAY_GRANULE_OF, Fault::NoSuchVm),
+        (Vm::realm("a").without(HASH), HASH, Fault::Missing),
+        (Vm::realm("a").with(text(HASH, "md5")), HASH, Fault::BadValue),
+        (Vm::realm("a").with(cell(IPA_BITS, 52)), IPA_BITS, range(52, 32, 48)),
+        (Vm::realm("a").with(Prop(RPV, vec![1; 63])), RPV, Fault::BadType),
+        (Vm::realm("a").with(text(STRAY_GRANULE_OF, "a")), STRAY_GRANULE_OF, Fault::Unknown),
+        // A realm's RAM must end below the shared half of its address space.
+        (
+            Vm::realm("a").with(cell(IPA_BITS, 32)).with(wide(MEMORY, 2 << 30)),
+            MEMORY,
+            range(2 << 30, 2 << 20, 1 << 30),
+        ),
+    ];
+    for (vm, property, fault) in cases {
+        assert_eq!(refused_vm(vm), (property.to_string(), fault));
+    }
+}
+
+#[test]
+fn misplaced_devices_are_refused() {
+    let place = |base, size, intid| {
+        let mut vm = Vm::ordinary("a");
+        vm.uart = Some(Some((base, size, intid)));
+        refused_vm(vm)
+    };
+    let reg = || "uart/reg".to_string();
+    assert_eq!(place(0x0800_0000, 0x1000, 40), (reg(), Fault::Overlap { address: 0x0800_0000 }));
+    assert_eq!(place(0x4000_1000, 0x1000, 40), (reg(), Fault::Overlap { address: 0x4000_1000 }));
+    assert_eq!(place(u64::MAX - 0xfff, 0x1000, 40).1, Fault::Overlap { address: u64::MAX - 0xfff });
+    assert!(matches!(place(0x0900_0800, 0x1000, 40).1, Fault::Unaligned { .. }));
+    assert!(matches!(place(0x0900_0000, 0x2000, 40).1, Fault::OutOfRange { .. }));
+    assert!(matches!(place(0x0900_0000, 0x1000, 31).1, Fault::OutOfRange { .. }));
+    assert!(matches!(place(0x0900_0000, 0x1000, 128).1, Fault::OutOfRange { .. }));
+    assert_eq!(place(0x0900_0000, 0x1000, 50).1, Fault::InterruptTaken(50));
+}
+
+#[test]
+fn names_must_be_good_and_unique() {
+    for name in ["1st", "-a", "a.b", "a@1", &"n".repeat(32)] {
+        let (node, _, fault) = refusal(&bundle(&[Vm::ordinary(name)]));
+        assert_eq!((node.as_str(), fault), (name, Fault::BadValue));
+    }
+    let twice = bundle(&[Vm::ordinary("a"), Vm::realm("a")]);
+    assert_eq!(refusal(&twice), ("a".into(), String::new(), Fault::DuplicateName));
+    assert_eq!(refusal(&bundle(&[])).2, Fault::VmCount);
+    let many: Vec<Vm> = (0..17).map(|i| Vm::ordinary(&["v", &i.to_string()].concat())).collect();
+    assert_eq!(refusal(&bundle(&many)), ("/".into(), VMS.into(), Fault::VmCount));
+}
+
+#[test]
+fn root_faults_are_named() {
+    let with = |prop| refusal(&bundle_with(&[prop], &[Vm::ordinary("a")]));
+    assert_eq!(with(cell("mood", 1)), ("/".into(), "mood".into(), Fault::Unknown));
+    assert_eq!(with(text(SELF_TEST, "all")), ("/".into(), SELF_TEST.into(), Fault::BadValue));
+    let replace = |from: &[u8], to: &[u8]| {
+        let mut bytes = bundle(&[Vm::ordinary("a")]);
+        let at = bytes.windows(from.len()).position(|w| w == from).unwrap();
+        bytes[at..at + to.len()].copy_from_slice(to);
+        seal(&mut bytes);
+        refusal(&bytes)
+    };
+    assert_eq!(replace(b"suzerain,bundle", b"suzerain,barrel").2, Fault::NotABundle);
+    assert_eq!(replace(b"version", b"vorsion"), ("/".into(), VERSION.into(), Fault::Missing));
+}
+
+/// Changes that keep the checksum right reach the checks behind it.
+fn resealed(changes: &[(prop::sample::Index, u8)]) -> Option<Vec<u8>> {
+    let mut bytes = bundle(&[Vm::ordinary("a"), Vm::realm("b")]);
+    let tree = crate::fdt::total_size(&bytes).ok()?;
+    for (index, value) in changes {
+        bytes[index.index(tree)] = *value;
+    }
+    let size = crate::fdt::total_size(&bytes).ok()?;
+    let root = crate::fdt::Fdt::new(bytes.get(..size)?).ok()?.root();
+    root.property(CRC32).filter(|p| p.value.len() == 4)?;
+    testing::seal(&mut bytes);
+    Some(bytes)
+}
+
+proptest! {
+    #[test]
+    fn random_changes_never_panic(changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
+        if let Some(bytes) = resealed(&changes) {
+            let _ = peek_total_size(&bytes);
+            if let Ok(bundle) = Bundle::parse(&bytes) {
+                for vm in &bundle.vms {
+                    let mut fdt = vec![0; crate::loader::FDT_MAX];
+                    let _ = crate::loader::plan(vm, &bundle, &mut fdt);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        prop_assert!(Bundle::parse(&bytes).is_err());
+    }
+}

@@ -1,0 +1,167 @@
+//! Bundles for tests.
+
+use crate::crc32;
+use crate::fdt::{Fdt, FdtWriter};
+use crate::manifest::names::*;
+use std::string::{String, ToString};
+use std::vec;
+use std::vec::Vec;
+
+/// A property of any type, as the tests want to change it.
+#[derive(Clone, Debug)]
+pub(crate) struct Prop(pub(crate) &'static str, pub(crate) Vec<u8>);
+
+pub(crate) fn text(name: &'static str, value: &str) -> Prop {
+    Prop(name, [value.as_bytes(), &[0]].concat())
+}
+
+pub(crate) fn cell(name: &'static str, value: u32) -> Prop {
+    Prop(name, value.to_be_bytes().to_vec())
+}
+
+pub(crate) fn wide(name: &'static str, value: u64) -> Prop {
+    Prop(name, value.to_be_bytes().to_vec())
+}
+
+/// A VM to be written.
+#[derive(Clone)]
+pub(crate) struct Vm {
+    pub(crate) name: String,
+    pub(crate) props: Vec<Prop>,
+    pub(crate) kernel: Vec<u8>,
+    pub(crate) kernel_type: Option<&'static str>,
+    pub(crate) initramfs: Option<Vec<u8>>,
+    /// `devices { uart; }`, or the place of the UART.
+    pub(crate) uart: Option<Option<(u64, u64, u32)>>,
+}
+
+impl Vm {
+    /// An ordinary VM with a small Linux-like kernel.
+    pub(crate) fn ordinary(name: &str) -> Self {
+        Self {
+            name: name.to_string(),
+            props: vec![
+                text(KIND, KIND_VM),
+                cell(VCPUS, 1),
+                wide(MEMORY, 64 << 20),
+                cell(PRIORITY, 8),
+                text(EXPECT, EXPECT_OFF),
+            ],
+            kernel: image(0, 5000, 0x2_0000),
+            kernel_type: None,
+            initramfs: None,
+            uart: Some(None),
+        }
+    }
+
+    /// A realm with the same kernel.
+    pub(crate) fn realm(name: &str) -> Self {
+        let mut vm = Self::ordinary(name);
+        vm.set(text(KIND, KIND_REALM));
+        vm.set(text(HASH, SHA256));
+        vm.set(cell(IPA_BITS, 40));
+        vm
+    }
+
+    /// Adds or replaces a property.
+    pub(crate) fn set(&mut self, prop: Prop) {
+        self.props.retain(|p| p.0 != prop.0);
+        self.props.push(prop);
+    }
+
+    pub(crate) fn with(mut self, prop: Prop) -> Self {
+        self.set(prop);
+        self
+    }
+
+    pub(crate) fn without(mut self, name: &str) -> Self {
+        self.props.retain(|p| p.0 != name);
+        self
+    }
+}
+
+/// An arm64 `Image` of `length` bytes that claims `image_size` bytes of memory.
+pub(crate) fn image(text_offset: u64, length: usize, image_size: u64) -> Vec<u8> {
+    let mut bytes: Vec<u8> = (0..length).map(|i| i as u8 ^ 0x5a).collect();
+    bytes[8..16].copy_from_slice(&text_offset.to_le_bytes());
+    bytes[16..24].copy_from_slice(&image_size.to_le_bytes());
+    bytes[24..32].copy_from_slice(&0xa_u64.to_le_bytes());
+    bytes[56..60].copy_from_slice(b"ARM\x64");
+    bytes
+}
+
+/// Writes a bundle with root properties `root` beside the usual ones.
+pub(crate) fn bundle_with(root: &[Prop], vms: &[Vm]) -> Vec<u8> {
+    const TREE_ROOM: usize = 0x4000;
+    let mut images = Vec::new();
+    let mut add = |bytes: &[u8]| {
+        let offset = TREE_ROOM + images.len();
+        images.extend_from_slice(bytes);
+        images.resize(images.len().next_multiple_of(IMAGE_ALIGN as usize), 0);
+        (offset as u64, bytes.len() as u64, crc32::update(0, bytes))
+    };
+    let placed: Vec<_> =
+        vms.iter().map(|vm| (add(&vm.kernel), vm.initramfs.as_deref().map(&mut add))).collect();
+    let total = TREE_ROOM + images.len();
+
+    let mut bytes = vec![0; TREE_ROOM];
+    let mut w = FdtWriter::new(&mut bytes);
+    w.property_str("compatible", COMPATIBLE);
+    w.property_u32(VERSION, FORMAT_VERSION);
+    w.property_u64(TOTAL_SIZE, total as u64);
+    w.property_u32(CRC32, 0);
+    w.property_str(SCENARIO, "test");
+    root.iter().for_each(|p| w.property(p.0, &p.1));
+    w.begin_node(VMS);
+    for (vm, (kernel, initramfs)) in vms.iter().zip(placed) {
+        w.begin_node(&vm.name);
+        vm.props.iter().for_each(|p| w.property(p.0, &p.1));
+        let mut node = |name, (offset, size, crc), kind: Option<&str>| {
+            w.begin_node(name);
+            w.property_u64(OFFSET, offset);
+            w.property_u64(SIZE, size);
+            w.property_u32(CRC32, crc);
+            kind.into_iter().for_each(|kind| w.property_str(TYPE, kind));
+            w.end_node();
+        };
+        node(KERNEL, kernel, vm.kernel_type);
+        initramfs.into_iter().for_each(|image| node(INITRAMFS, image, None));
+        if let Some(uart) = vm.uart {
+            w.begin_node(DEVICES);
+            match uart {
+                None => w.property_empty(UART),
+                Some((base, size, intid)) => {
+                    w.begin_node(UART);
+                    w.property_u64s(REG, &[base, size]);
+                    w.property_u32(INTERRUPTS, intid);
+                    w.end_node();
+                }
+            }
+            w.end_node();
+        }
+        w.end_node();
+    }
+    w.end_node();
+    w.finish().unwrap();
+    bytes.extend(images);
+    seal(&mut bytes);
+    bytes
+}
+
+pub(crate) fn bundle(vms: &[Vm]) -> Vec<u8> {
+    bundle_with(&[], vms)
+}
+
+/// Makes the checksum of the tree right again after a change.
+pub(crate) fn seal(bytes: &mut [u8]) {
+    let tree = crate::fdt::total_size(bytes).unwrap();
+    let at = Fdt::new(&bytes[..tree])
+        .unwrap()
+        .root()
+        .property(CRC32)
+        .map(|p| p.value.as_ptr().addr() - bytes.as_ptr().addr());
+    let at = at.unwrap();
+    bytes[at..at + 4].fill(0);
+    let crc = crc32::update(0, &bytes[..tree]);
+    bytes[at..at + 4].copy_from_slice(&crc.to_be_bytes());
+}
