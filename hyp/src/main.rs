@@ -14,5 +14,4 @@ pub mod machine;
 pub mod memory;
 pub mod panic;
 pub mod run;
-pub mod stage1;
 pub mod sync;

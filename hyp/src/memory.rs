@@ -2,12 +2,12 @@
 
 use crate::arch::{entry, layout};
 use crate::machine::Machine;
-use crate::stage1::{Kind, Stage1, TablePage};
 use crate::sync::Lock;
 use arrayvec::ArrayVec;
 use core::fmt;
 use mm::PhysAddr;
 use mm::ledger::{LayoutError, Ledger, NotOurs, PhysRange, Use};
+use mm::stage1::{Kind, Stage1, Stage1Error, TablePage};
 use spin::Once;
 
 /// Pages for stage-1 tables: root, and two per place where permissions change away from a block
@@ -25,7 +25,7 @@ pub struct MapFailed {
     /// What was to be mapped.
     pub range: PhysRange,
     /// Why not.
-    pub reason: aarch64_paging::MapError,
+    pub reason: Stage1Error,
 }
 
 impl fmt::Display for MapFailed {
@@ -43,8 +43,10 @@ impl core::error::Error for MapFailed {}
 ///
 /// If the tables do not hold it.
 pub fn switch_to_final_tables() -> Result<(), MapFailed> {
+    let image = layout::image();
     let pool: &'static mut [TablePage] = alloc::tables();
-    let mut map = Stage1::new(pool);
+    let mut map = Stage1::new(pool)
+        .map_err(|reason| MapFailed { range: PhysRange::new(image.start, image.end), reason })?;
     let sections = [
         (layout::text(), Kind::Code),
         (layout::rodata(), Kind::ReadOnly),

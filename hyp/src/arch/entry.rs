@@ -13,8 +13,6 @@ use super::layout::{EMERGENCY_STACK_SIZE, MAX_CORES, STACK_SIZE};
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// `MAIR_EL2`: index 0 is Device-nGnRE, index 1 is Normal write-back, read and write allocate.
-pub const MAIR: u64 = 0xff04;
 /// `TCR_EL2` without `PS`: RES1 bits, 48-bit input addresses, 4 KiB granule, inner shareable
 /// write-back table walks.
 pub const TCR: u64 = 1 << 31 | 1 << 23 | 3 << 12 | 1 << 10 | 1 << 8 | 16;
@@ -226,7 +224,7 @@ __mmu_switch:
 __early_tables:
     .space  4 * 4096
     "#,
-    MAIR = const MAIR,
+    MAIR = const mm::stage1::MAIR,
     TCR = const TCR,
     SCTLR_OFF = const SCTLR_OFF,
     SCTLR_EARLY = const SCTLR_OFF | SCTLR_ON,
