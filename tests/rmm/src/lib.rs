@@ -17,14 +17,30 @@
 #[cfg(any(test, feature = "std"))]
 extern crate std;
 
+pub mod abi;
 pub mod addr;
 pub mod context;
+mod dispatch;
+mod esr;
+mod exit;
+mod gic;
 pub mod granule;
+mod inject;
+pub mod measurement;
 pub mod monitor;
 pub mod platform;
+mod psci;
+mod realm;
+mod rec;
+mod rsi;
+mod rtt;
+mod run;
+mod sysreg;
+mod vmid;
 
 pub use addr::{GRANULE_SIZE, Ipa, Pa};
 pub use context::{El1State, GicState, RecContext, TimerState};
-pub use granule::GranuleSlot;
+pub use granule::{GranuleSlot, GranuleState};
 pub use monitor::{BootError, Monitor, RamRange};
 pub use platform::{Platform, RawExit};
+pub use rec::MAX_REC_AUX;

@@ -1,8 +1,10 @@
 //! The monitor: one per machine, shared by all CPUs.
 
-use crate::addr::Pa;
-use crate::granule::GranuleSlot;
-use crate::platform::Platform;
+use crate::abi::{self, Refusal};
+use crate::addr::{GRANULE_BYTES, Pa};
+use crate::granule::{GranuleSlot, GranuleState, GranuleTable, Locked};
+use crate::platform::{MachineFeatures, Platform};
+use crate::vmid::VmidPool;
 
 /// A range of RAM whose granules can be delegated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,9 +29,10 @@ pub enum BootError {
 /// The Realm Management Monitor.
 #[derive(Debug)]
 pub struct Monitor<'m, P> {
-    platform: P,
-    #[expect(dead_code, reason = "the table follows")]
-    slots: &'m [GranuleSlot],
+    pub(crate) platform: P,
+    pub(crate) features: MachineFeatures,
+    pub(crate) granules: GranuleTable<'m>,
+    pub(crate) vmids: VmidPool,
 }
 
 impl<'m, P: Platform> Monitor<'m, P> {
@@ -38,11 +41,9 @@ impl<'m, P: Platform> Monitor<'m, P> {
     /// # Errors
     /// The ranges or slots do not fit, see [`BootError`].
     pub fn new(platform: P, ram: &[RamRange], slots: &'m [GranuleSlot]) -> Result<Self, BootError> {
-        let granules: u64 = ram.iter().map(|range| range.size / crate::GRANULE_SIZE).sum();
-        if (slots.len() as u64) < granules {
-            return Err(BootError::TooFewSlots);
-        }
-        Ok(Self { platform, slots })
+        let features = platform.features();
+        let granules = GranuleTable::new(ram, slots)?;
+        Ok(Self { platform, features, granules, vmids: VmidPool::new(features.vmid_bits) })
     }
 
     /// The machine under the monitor.
@@ -50,11 +51,92 @@ impl<'m, P: Platform> Monitor<'m, P> {
         &self.platform
     }
 
+    /// What the granule at `pa` is used for at this moment; none if `pa` is not a granule of RAM.
+    pub fn granule_state(&self, pa: Pa) -> Option<GranuleState> {
+        self.granules.peek(pa)
+    }
+
     /// Handles one RMI call: `fid` is x0, `args` x1 to x7; the result is x0 to x7 (1.0 hosts get
-    /// x0 to x4 from EL3). Registers that the command does not define as outputs keep their
-    /// values. May be called on any CPU at any time, interrupts masked.
-    pub fn handle(&self, _fid: u64, args: [u64; 7]) -> [u64; 8] {
-        let [x1, x2, x3, x4, x5, x6, x7] = args;
-        [u64::MAX, x1, x2, x3, x4, x5, x6, x7]
+    /// x0 to x4 from EL3). Of the registers that the command does not define as outputs, x1 to x3
+    /// are zero and x4 to x7 keep their values. May be called on any CPU at any time, interrupts
+    /// masked. Uses about 24 KiB of stack.
+    pub fn handle(&self, fid: u64, args: [u64; 7]) -> [u64; 8] {
+        match self.dispatch(fid & !abi::SVE_HINT, args) {
+            Some(reply) => reply.registers(args),
+            None => {
+                let [x1, x2, x3, x4, x5, x6, x7] = args;
+                [abi::SMC_UNKNOWN, x1, x2, x3, x4, x5, x6, x7]
+            }
+        }
+    }
+
+    /// Locks the granule at `pa`, which the host claims to be in `state`.
+    pub(crate) fn lock(&self, pa: Pa, state: GranuleState) -> Result<Locked<'m>, Refusal> {
+        self.granules.lock(&self.platform, pa, state).ok_or(Refusal::INPUT)
+    }
+
+    /// Locks two granules that the host claims to be in their states; they must differ.
+    pub(crate) fn lock_pair(
+        &self,
+        a: (Pa, GranuleState),
+        b: (Pa, GranuleState),
+    ) -> Result<(Locked<'m>, Locked<'m>), Refusal> {
+        self.granules.lock_pair(&self.platform, a, b).ok_or(Refusal::INPUT)
+    }
+
+    /// Locks a granule that the monitor itself keeps in `state`.
+    pub(crate) fn lock_own(&self, pa: Pa, state: GranuleState) -> Locked<'m> {
+        match self.granules.lock(&self.platform, pa, state) {
+            Some(locked) => locked,
+            None => panic!("granule {:#x} is not in state {state:?} as recorded", pa.0),
+        }
+    }
+
+    /// Copies from a granule that the host claims to be Non-secure.
+    pub(crate) fn read_host(&self, pa: Pa, buf: &mut [u8]) -> Result<(), Refusal> {
+        self.check_host(pa)?;
+        self.platform.read_ns(pa, buf).map_err(|_| Refusal::INPUT)
+    }
+
+    /// Checks that `pa` is a granule of RAM that is not delegated.
+    pub(crate) fn check_host(&self, pa: Pa) -> Result<(), Refusal> {
+        match self.granules.peek(pa) {
+            Some(GranuleState::Undelegated) => Ok(()),
+            _ => Err(Refusal::INPUT),
+        }
+    }
+
+    /// Wipes a granule of the monitor and makes it delegated.
+    pub(crate) fn release(&self, granule: &Locked<'_>) {
+        self.platform.zero_granule(granule.pa());
+        granule.set_state(GranuleState::Delegated);
+    }
+}
+
+/// A parameter page of the host, copied.
+pub(crate) struct Page(pub(crate) [u8; GRANULE_BYTES]);
+
+impl Page {
+    pub(crate) const fn zeroed() -> Self {
+        Self([0; GRANULE_BYTES])
+    }
+
+    /// The little-endian field of `N` bytes (at most 8) at `offset`, widened.
+    pub(crate) fn field<const N: usize>(&self, offset: usize) -> u64 {
+        let mut bytes = [0; 8];
+        bytes[..N].copy_from_slice(&self.0[offset..offset + N]);
+        u64::from_le_bytes(bytes)
+    }
+
+    /// True if every byte outside the `(offset, length)` pairs is zero. The pairs ascend.
+    pub(crate) fn is_zero_outside(&self, fields: &[(usize, usize)]) -> bool {
+        let mut gap = 0;
+        for (offset, length) in fields {
+            if self.0[gap..*offset].iter().any(|byte| *byte != 0) {
+                return false;
+            }
+            gap = offset + length;
+        }
+        self.0[gap..].iter().all(|byte| *byte == 0)
     }
 }

@@ -23,6 +23,10 @@ pub struct MachineFeatures {
     pub num_wps: u8,
     /// `ICH_VTR_EL2`; bits \[4:0\] are the number of list registers minus 1.
     pub ich_vtr: u64,
+    /// Extended PPI and SPI ranges are implemented (`ICC_CTLR_EL1.ExtRange`).
+    pub gic_ext_range: bool,
+    /// Width of a VMID: 8 or 16 bits.
+    pub vmid_bits: u8,
 }
 
 /// Stage-2 translation of one realm.
@@ -164,6 +168,9 @@ pub trait Platform: Sync {
     /// Reads the machine's ID register with this encoding, or 0 if it has none. The core hides
     /// features that realms do not get.
     fn id_register(&self, register: SysRegIss) -> u64;
+
+    /// The system counter (`CNTPCT_EL0`), which is also what the timers of RECs compare with.
+    fn counter(&self) -> u64;
 
     /// Called while the core spins on a granule lock.
     fn relax(&self) {
