@@ -15,8 +15,8 @@ use crate::toolchain::{self, TARGET};
 /// The hypervisor's package and binary.
 const HYPERVISOR: (&str, &str) = ("hyp", "suzerain");
 
-/// The reference RMM's package, binary, and the feature that makes it an R-EL2 image.
-const RMM: (&str, &str, &str) = ("rmm", "rmm-el2", "el2");
+/// Package and binary of the reference RMM's R-EL2 image.
+const RMM: (&str, &str) = ("rmm-el2", "rmm-el2");
 
 /// What a run needs.
 #[derive(Debug)]
@@ -32,27 +32,22 @@ pub(crate) struct Images {
 /// Builds hypervisor, guests, reference RMM and flash images.
 pub(crate) fn run(project: &Project) -> Result<Images> {
     let start = Instant::now();
-    let mut bins = vec![(HYPERVISOR.1.to_owned(), cargo(project, &[HYPERVISOR.0], &[])?)];
+    // One call each, so that no package gets features that another asks for.
+    let mut bins = Vec::new();
+    for (package, bin) in [HYPERVISOR, RMM] {
+        bins.push((bin, cargo(project, &[package])?));
+    }
     let guests: Vec<_> = project.guests().filter(|p| p.bins().next().is_some()).collect();
-    if !guests.is_empty() {
-        let names: Vec<&str> = guests.iter().map(|p| p.name.as_str()).collect();
-        let folder = cargo(project, &names, &[])?;
-        let guest_bins = guests.iter().flat_map(|p| p.bins());
-        bins.extend(guest_bins.map(|bin| (bin.to_owned(), folder.clone())));
-    }
-    let (package, bin, feature) = RMM;
-    if project.package(package).is_none_or(|p| !p.bins().any(|b| b == bin)) {
-        bail!("package {package} has no binary {bin}");
-    }
-    let folder = cargo(project, &[package], &["--bin", bin, "--features", feature])?;
-    bins.push((bin.to_owned(), folder));
-    for (bin, folder) in &bins {
+    let names: Vec<&str> = guests.iter().map(|p| p.name.as_str()).collect();
+    let folder = cargo(project, &names)?;
+    bins.extend(guests.iter().flat_map(|p| p.bins()).map(|bin| (bin, folder.clone())));
+    for (bin, folder) in bins {
         let flat = flatten_file(&folder.join(bin))?;
         write_atomically(&image(project, bin), &flat.bytes)?;
         println!("  {bin}: {flat}");
         check_kind(bin, &flat)?;
     }
-    let rmm_image = image(project, bin);
+    let rmm_image = image(project, RMM.1);
     let images = Images {
         hypervisor: image(project, HYPERVISOR.1),
         flash: firmware::flash(project, Rmm::Image(&rmm_image))?,
@@ -68,15 +63,13 @@ fn image(project: &Project, bin: &str) -> PathBuf {
 }
 
 /// Builds packages for the bare-metal target and returns the folder with their ELF files.
-fn cargo(project: &Project, packages: &[&str], arguments: &[&str]) -> Result<PathBuf> {
+fn cargo(project: &Project, packages: &[&str]) -> Result<PathBuf> {
     let mut command = toolchain::require()?.cargo(project, "build");
     for package in packages {
         command.args(["--package", package]);
     }
-    command.args(arguments);
-    let what = packages.join(" ");
-    let log = project.logs_dir().join(format!("build-{}.log", packages[0]));
-    step(&format!("building {what}"), &mut command, &log)?;
+    let log = project.logs_dir().join(format!("build-{}.log", packages.join("-")));
+    step(&format!("building {}", packages.join(" ")), &mut command, &log)?;
     let folder = project.target.join("bare").join(TARGET).join("release");
     fs::metadata(&folder).with_context(|| format!("cargo left nothing in {folder:?}"))?;
     Ok(folder)

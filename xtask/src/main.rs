@@ -98,7 +98,10 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            match error.downcast_ref::<scenario::Refused>() {
+                Some(refused) => eprintln!("{refused}"),
+                None => eprintln!("error: {error:#}"),
+            }
             ExitCode::from(if error.is::<setup::Missing>() { 2 } else { 1 })
         }
     }

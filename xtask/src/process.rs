@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -27,6 +27,18 @@ const TAIL_LINES: usize = 25;
 /// its output.
 pub(crate) fn step(what: &str, command: &mut Command, log: &Path) -> Result<()> {
     println!("  {what} ...");
+    let start = Instant::now();
+    let status = logged(command, log)?;
+    if !status.success() {
+        bail!("{what}: {status}; the log is {}\n{}", log.display(), tail(log));
+    }
+    println!("  {what}: done in {:.1} s", start.elapsed().as_secs_f32());
+    Ok(())
+}
+
+/// Runs `command` with all its output to `log` and, every ten seconds, the last line of it to the
+/// terminal.
+pub(crate) fn logged(command: &mut Command, log: &Path) -> Result<ExitStatus> {
     let start = Instant::now();
     if let Some(folder) = log.parent() {
         fs::create_dir_all(folder)?;
@@ -74,16 +86,11 @@ pub(crate) fn step(what: &str, command: &mut Command, log: &Path) -> Result<()> 
             }
         }
     }
-    let status = child.wait()?;
-    if !status.success() {
-        bail!("{what}: {status}; the log is {}\n{}", log.display(), tail(log));
-    }
-    println!("  {what}: done in {:.1} s", start.elapsed().as_secs_f32());
-    Ok(())
+    Ok(child.wait()?)
 }
 
 /// The last lines of a log, for an error message.
-fn tail(log: &Path) -> String {
+pub(crate) fn tail(log: &Path) -> String {
     let text = fs::read(log).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")

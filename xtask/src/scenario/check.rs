@@ -314,7 +314,6 @@ fn check_devices(source: &mut Source<'_>, entry: &Spanned<format::Vm>) -> Vec<De
         (layout::GICR, redistributors, "the GIC redistributors".to_owned()),
         (layout::RAM, ram, "the VM's memory".to_owned()),
     ];
-    let mut interrupts = BTreeMap::new();
     let mut devices: Vec<Device> = Vec::new();
     for item in list {
         let span = item.span();
@@ -330,26 +329,22 @@ fn check_devices(source: &mut Source<'_>, entry: &Spanned<format::Vm>) -> Vec<De
         if !device.address.is_multiple_of(PAGE) || end > layout::RAM.saturating_add(ram) {
             source.refuse(&span, format!("{name} is not at a page below the end of RAM"));
         }
-        for (start, size, other) in &taken {
-            if device.address < start.saturating_add(*size) && *start < end {
-                source.refuse(&span, format!("{name} overlaps {other}"));
-            }
-        }
-        if !SPI.contains(&device.interrupt) {
-            source.refuse(
-                &span,
-                format!(
-                    "interrupt {} is none of {} to {}",
-                    device.interrupt,
-                    SPI.start,
-                    SPI.end - 1
-                ),
-            );
-        } else if let Some(other) = interrupts.insert(device.interrupt, name.clone()) {
-            source.refuse(&span, format!("{name} has the interrupt of {other}"));
+        let overlapped = taken
+            .iter()
+            .find(|(start, size, _)| device.address < start.saturating_add(*size) && *start < end);
+        if let Some((_, _, other)) = overlapped {
+            source.refuse(&span, format!("{name} overlaps {other}"));
+            continue;
         }
         if devices.iter().any(|other| other.kind == device.kind) {
             source.refuse(&span, format!("a VM has at most one {}", device.kind.name()));
+        }
+        if !SPI.contains(&device.interrupt) {
+            let (first, last) = (SPI.start, SPI.end - 1);
+            source.refuse(
+                &span,
+                format!("interrupt {} is none of {first} to {last}", device.interrupt),
+            );
         }
         taken.push((device.address, device.size, name));
         devices.push(device);

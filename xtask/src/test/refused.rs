@@ -1,0 +1,48 @@
+//! Broken scenarios, which must be refused with the right line and reason.
+//!
+//! Each file in `tests/system/refused` begins with `# refused: LINE: TEXT`.
+
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use super::Tally;
+use crate::project::Project;
+use crate::scenario::{Overrides, Refused, Scenario};
+
+pub(super) fn run(project: &Project, tally: &mut Tally) -> Result<()> {
+    let folder = project.root.join("tests/system/refused");
+    let mut files: Vec<_> = fs::read_dir(&folder)
+        .with_context(|| format!("cannot read {folder:?}"))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|e| e == "toml"))
+        .collect();
+    files.sort();
+    for file in files {
+        let start = Instant::now();
+        let detail = check(project, &file).err().map(|e| format!("{e:#}")).unwrap_or_default();
+        tally.note(&format!("refused {}", project.show(&file)), start, &detail);
+    }
+    Ok(())
+}
+
+fn check(project: &Project, file: &Path) -> Result<()> {
+    let text = fs::read_to_string(file)?;
+    let first = text.lines().next().unwrap_or_default();
+    let (line, reason) = first
+        .strip_prefix("# refused: ")
+        .and_then(|rest| rest.split_once(": "))
+        .context("the first line is not `# refused: LINE: TEXT`")?;
+    let line: usize = line.parse()?;
+    let error = match Scenario::load(project, file, Overrides::default()) {
+        Ok(_) => bail!("the scenario was accepted"),
+        Err(error) => error,
+    };
+    let Refused(refusals) = error.downcast_ref::<Refused>().context("refused without a line")?;
+    if !refusals.iter().any(|r| r.line == line && r.reason.contains(reason)) {
+        bail!("wanted {line}: {reason}, got {error:#}");
+    }
+    Ok(())
+}
