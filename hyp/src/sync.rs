@@ -20,13 +20,13 @@ impl<T> Lock<T> {
 impl<T: ?Sized> Lock<T> {
     /// Masks exceptions and waits for the lock, in order of arrival.
     pub fn lock(&self) -> LockGuard<'_, T> {
-        let mask = ExceptionMask::new();
+        let mask = ExceptionMask::mask();
         LockGuard { inner: self.inner.lock(), _mask: mask }
     }
 
     /// Takes the lock only if nobody holds it.
     pub fn try_lock(&self) -> Option<LockGuard<'_, T>> {
-        let mask = ExceptionMask::new();
+        let mask = ExceptionMask::mask();
         self.inner.try_lock().map(|inner| LockGuard { inner, _mask: mask })
     }
 }

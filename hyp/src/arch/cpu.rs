@@ -14,7 +14,7 @@ pub struct ExceptionMask {
 
 impl ExceptionMask {
     /// Masks exceptions on this core.
-    pub fn new() -> Self {
+    pub fn mask() -> Self {
         let daif = DAIF.get();
         DAIF.write(DAIF::D::Masked + DAIF::A::Masked + DAIF::I::Masked + DAIF::F::Masked);
         Self { daif }

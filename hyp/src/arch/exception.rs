@@ -56,7 +56,12 @@ fn report(slot: Slot, frame: &Frame) {
     println!("  ESR  {:#018x}  FAR  {:#018x}", frame.esr, frame.far);
     println!("  ELR  {:#018x}  SPSR {:#018x}  SP {:#018x}", frame.elr, frame.spsr, frame.sp);
     if let Some(status) = abort_status(frame.esr) {
-        let access = if frame.esr & (1 << 6) != 0 { "write" } else { "read" };
+        // WnR of a data abort; an instruction abort is always a fetch.
+        let access = match (frame.esr >> 26 & 0x3f, frame.esr >> 6 & 1) {
+            (0x21, _) => "fetch",
+            (_, 1) => "write",
+            _ => "read",
+        };
         println!("  abort: {status} on {access}");
     }
     let image = super::layout::image();
