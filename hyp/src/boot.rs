@@ -155,9 +155,10 @@ fn boot(x0: u64) -> Result<(), BootError> {
     memory::switch_to_final_tables()?;
     let tree = find_device_tree(x0).ok_or(BootError::Tree)?;
     let parsed = MachineTree::parse(tree.bytes).map_err(|_| BootError::Tree)?;
-    let machine = Machine::read(&parsed)?;
-    start_console(&machine)?;
+    start_console(machine::console(&parsed).ok_or(BootError::Console)?)?;
     println!("Suzerain {}", env!("CARGO_PKG_VERSION"));
+    let machine = Machine::read(&parsed)?;
+    console::set_level(machine.bootargs);
     let image = layout::image();
     let image = PhysRange::new(image.start, image.end);
     stage!("console on {} ({})", machine.board.name, machine.compatible);
@@ -279,11 +280,10 @@ fn check_free(
     Ok(())
 }
 
-fn start_console(machine: &Machine<'_>) -> Result<(), BootError> {
-    let base = machine.console.ok_or(BootError::Console)?;
-    memory::map_device(machine::pages(base.get(), PAGE_SIZE))?;
+fn start_console(console: machine::Console) -> Result<(), BootError> {
+    memory::map_device(machine::pages(console.registers.get(), PAGE_SIZE))?;
     // SAFETY: the tree or the board says that a PL011 is there; it was just mapped, and nothing
     // else drives it.
-    unsafe { console::init(base, machine.board.console_clock_hz) };
+    unsafe { console::init(console.registers, console.clock_hz) };
     Ok(())
 }

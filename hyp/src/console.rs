@@ -78,6 +78,17 @@ pub unsafe fn init(base: PhysAddr, clock_hz: Option<u32>) {
     }
 }
 
+/// Sets the most verbose level that is logged from a command line with a word `log=LEVEL`, where
+/// `LEVEL` is `off`, `error`, `warn`, `info`, `debug` or `trace`.
+pub fn set_level(command_line: &str) {
+    let level = command_line.split_ascii_whitespace().find_map(|word| word.strip_prefix("log="));
+    match level.map(str::parse) {
+        Some(Ok(level)) => log::set_max_level(level),
+        Some(Err(_)) => log::warn!("unknown log level on the command line: {}", level.unwrap_or("")),
+        None => {}
+    }
+}
+
 /// Takes one byte that the console has received, if there is one.
 pub fn read_byte() -> Option<u8> {
     CONSOLE.lock().as_mut()?.uart.read_word().ok().flatten()

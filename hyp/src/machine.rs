@@ -57,8 +57,6 @@ pub struct Machine<'a> {
     pub ppis: PpiIds,
     /// Whether there is PSCI firmware to call by SMC.
     pub psci: bool,
-    /// Registers of the console's PL011.
-    pub console: Option<PhysAddr>,
     /// Where the boot loader put an initial RAM disk, which is the bundle.
     pub initrd: Option<PhysRange>,
     /// The command line.
@@ -111,6 +109,31 @@ pub fn pages_of(region: &Region) -> PhysRange {
     pages(region.base, region.size)
 }
 
+/// The board module that goes with a tree.
+fn board(tree: &MachineTree<'_>) -> &'static Board {
+    let names = tree.fdt().root().property("compatible");
+    boards::select(names.into_iter().flat_map(|names| names.strings()))
+}
+
+/// Where the console is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Console {
+    /// Registers of a PL011.
+    pub registers: PhysAddr,
+    /// Its input clock in Hz, if the hypervisor is to set the line.
+    pub clock_hz: Option<u32>,
+}
+
+/// The console: from the tree, else from the board. Needed first of all, so that what is wrong with
+/// the rest of the tree can be said.
+#[must_use]
+pub fn console(tree: &MachineTree<'_>) -> Option<Console> {
+    let board = board(tree);
+    let uart = tree.uart().filter(|uart| uart.compatible == CONSOLE_COMPATIBLE);
+    let registers = uart.map(|uart| PhysAddr::new(uart.region.base)).or(board.console)?;
+    Some(Console { registers, clock_hz: board.console_clock_hz })
+}
+
 impl<'a> Machine<'a> {
     /// Reads the machine from its tree.
     ///
@@ -118,13 +141,12 @@ impl<'a> Machine<'a> {
     ///
     /// What is missing, malformed or not supported.
     pub fn read(tree: &MachineTree<'a>) -> Result<Self, MachineError> {
+        let board = board(tree);
         let names = tree.fdt().root().property("compatible");
-        let board = boards::select(names.into_iter().flat_map(|names| names.strings()));
         let compatible = names.and_then(|names| names.strings().next()).unwrap_or("unknown");
         if tree.psci() == Some(Conduit::Hvc) {
             return Err(MachineError::PsciByHvc);
         }
-        let uart = tree.uart().filter(|uart| uart.compatible == CONSOLE_COMPATIBLE);
         let gic = tree.gicv3()?;
         Ok(Self {
             board,
@@ -135,7 +157,6 @@ impl<'a> Machine<'a> {
             ppis: ppis(tree, gic.maintenance),
             gic,
             psci: tree.psci() == Some(Conduit::Smc),
-            console: uart.map(|uart| PhysAddr::new(uart.region.base)).or(board.console),
             initrd: tree.initrd()?.map(|region| {
                 PhysRange::new(PhysAddr::new(region.base), PhysAddr::new(region.end()))
             }),
