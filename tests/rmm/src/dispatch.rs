@@ -7,7 +7,7 @@ use crate::monitor::Monitor;
 use crate::platform::Platform;
 use crate::rec::MAX_REC_AUX;
 
-impl<P: Platform> Monitor<'_, P> {
+impl<P: Platform> Monitor<P> {
     /// Runs the command; none if there is none with this identifier.
     pub(crate) fn dispatch(&self, function: u64, args: [u64; 7]) -> Option<Reply> {
         let [x1, x2, x3, x4, x5, ..] = args;

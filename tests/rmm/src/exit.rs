@@ -30,7 +30,7 @@ enum Fault {
     Unprotected,
 }
 
-impl<P: Platform> Monitor<'_, P> {
+impl<P: Platform> Monitor<P> {
     /// Handles what stopped a REC; none if it runs on.
     pub(crate) fn handle_exit(&self, rec: &mut Rec, raw: RawExit) -> Option<ExitRecord> {
         match raw {

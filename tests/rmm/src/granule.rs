@@ -75,16 +75,16 @@ impl GranuleState {
     }
 }
 
-/// All granules of RAM.
+/// All granules of RAM. The slots themselves are the platform's.
 #[derive(Debug)]
-pub(crate) struct GranuleTable<'m> {
-    slots: &'m [GranuleSlot],
+pub(crate) struct GranuleTable {
     /// Range, and index of its first slot.
     ranges: [(RamRange, usize); MAX_RANGES],
 }
 
-impl<'m> GranuleTable<'m> {
-    pub(crate) fn new(ram: &[RamRange], slots: &'m [GranuleSlot]) -> Result<Self, BootError> {
+impl GranuleTable {
+    /// A table over `ram`, for which the platform has `slots` slots.
+    pub(crate) fn new(ram: &[RamRange], slots: usize) -> Result<Self, BootError> {
         if ram.len() > MAX_RANGES {
             return Err(BootError::TooManyRanges);
         }
@@ -101,14 +101,14 @@ impl<'m> GranuleTable<'m> {
             end = top;
             first += usize::try_from(range.size / GRANULE_SIZE).map_err(|_| BootError::BadRange)?;
         }
-        if slots.len() < first {
+        if slots < first {
             return Err(BootError::TooFewSlots);
         }
-        Ok(Self { slots, ranges })
+        Ok(Self { ranges })
     }
 
     /// The slot of the granule that starts at `pa`; none if `pa` is misaligned or not RAM.
-    fn slot(&self, pa: Pa) -> Option<&'m AtomicU32> {
+    fn slot<'p>(&self, platform: &'p impl Platform, pa: Pa) -> Option<&'p AtomicU32> {
         if !pa.is_aligned(GRANULE_SIZE) {
             return None;
         }
@@ -117,22 +117,22 @@ impl<'m> GranuleTable<'m> {
             .iter()
             .find(|(range, _)| pa >= range.base && pa.0 - range.base.0 < range.size)?;
         let index = usize::try_from((pa.0 - range.base.0) / GRANULE_SIZE).ok()?;
-        self.slots.get(first + index).map(|slot| &slot.0)
+        platform.granule_slots().get(first + index).map(|slot| &slot.0)
     }
 
     /// The state of the granule at `pa` at this moment, without its lock.
-    pub(crate) fn peek(&self, pa: Pa) -> Option<GranuleState> {
-        self.slot(pa).map(|slot| GranuleState::of(slot.load(Ordering::Acquire)))
+    pub(crate) fn peek(&self, platform: &impl Platform, pa: Pa) -> Option<GranuleState> {
+        self.slot(platform, pa).map(|slot| GranuleState::of(slot.load(Ordering::Acquire)))
     }
 
     /// Locks the granule at `pa` if it is RAM and in `state`.
-    pub(crate) fn lock(
+    pub(crate) fn lock<'p>(
         &self,
-        platform: &impl Platform,
+        platform: &'p impl Platform,
         pa: Pa,
         state: GranuleState,
-    ) -> Option<Locked<'m>> {
-        let slot = self.slot(pa)?;
+    ) -> Option<Locked<'p>> {
+        let slot = self.slot(platform, pa)?;
         while slot.fetch_or(LOCKED, Ordering::Acquire) & LOCKED != 0 {
             platform.relax();
         }
@@ -141,12 +141,12 @@ impl<'m> GranuleTable<'m> {
     }
 
     /// Locks two different granules in ascending address order, each if it is in its state.
-    pub(crate) fn lock_pair(
+    pub(crate) fn lock_pair<'p>(
         &self,
-        platform: &impl Platform,
+        platform: &'p impl Platform,
         (a, a_state): (Pa, GranuleState),
         (b, b_state): (Pa, GranuleState),
-    ) -> Option<(Locked<'m>, Locked<'m>)> {
+    ) -> Option<(Locked<'p>, Locked<'p>)> {
         if a == b {
             return None;
         }
@@ -161,8 +161,8 @@ impl<'m> GranuleTable<'m> {
 
     /// Drops one reference to the granule at `pa` without its lock (an over-estimate until then is
     /// harmless).
-    pub(crate) fn put(&self, pa: Pa) {
-        if let Some(slot) = self.slot(pa) {
+    pub(crate) fn put(&self, platform: &impl Platform, pa: Pa) {
+        if let Some(slot) = self.slot(platform, pa) {
             slot.fetch_sub(1 << REFCOUNT_SHIFT, Ordering::Release);
         }
     }

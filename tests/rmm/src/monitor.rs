@@ -2,7 +2,7 @@
 
 use crate::abi::{self, Refusal};
 use crate::addr::{GRANULE_BYTES, Pa};
-use crate::granule::{GranuleSlot, GranuleState, GranuleTable, Locked};
+use crate::granule::{GranuleState, GranuleTable, Locked};
 use crate::platform::{MachineFeatures, Platform};
 use crate::vmid::VmidPool;
 
@@ -28,21 +28,22 @@ pub enum BootError {
 
 /// The Realm Management Monitor.
 #[derive(Debug)]
-pub struct Monitor<'m, P> {
+pub struct Monitor<P> {
     pub(crate) platform: P,
     pub(crate) features: MachineFeatures,
-    pub(crate) granules: GranuleTable<'m>,
+    pub(crate) granules: GranuleTable,
     pub(crate) vmids: VmidPool,
 }
 
-impl<'m, P: Platform> Monitor<'m, P> {
-    /// Starts a monitor over `ram`, ascending ranges, with one of `slots` for each granule.
+impl<P: Platform> Monitor<P> {
+    /// Starts a monitor over `ram`, ascending ranges, with one slot of the platform for each
+    /// granule.
     ///
     /// # Errors
     /// The ranges or slots do not fit, see [`BootError`].
-    pub fn new(platform: P, ram: &[RamRange], slots: &'m [GranuleSlot]) -> Result<Self, BootError> {
+    pub fn new(platform: P, ram: &[RamRange]) -> Result<Self, BootError> {
         let features = platform.features();
-        let granules = GranuleTable::new(ram, slots)?;
+        let granules = GranuleTable::new(ram, platform.granule_slots().len())?;
         Ok(Self { platform, features, granules, vmids: VmidPool::new(features.vmid_bits) })
     }
 
@@ -53,7 +54,7 @@ impl<'m, P: Platform> Monitor<'m, P> {
 
     /// What the granule at `pa` is used for at this moment; none if `pa` is not a granule of RAM.
     pub fn granule_state(&self, pa: Pa) -> Option<GranuleState> {
-        self.granules.peek(pa)
+        self.granules.peek(&self.platform, pa)
     }
 
     /// Handles one RMI call: `fid` is x0, `args` x1 to x7; the result is x0 to x7 (1.0 hosts get
@@ -71,7 +72,7 @@ impl<'m, P: Platform> Monitor<'m, P> {
     }
 
     /// Locks the granule at `pa`, which the host claims to be in `state`.
-    pub(crate) fn lock(&self, pa: Pa, state: GranuleState) -> Result<Locked<'m>, Refusal> {
+    pub(crate) fn lock(&self, pa: Pa, state: GranuleState) -> Result<Locked<'_>, Refusal> {
         self.granules.lock(&self.platform, pa, state).ok_or(Refusal::INPUT)
     }
 
@@ -80,12 +81,12 @@ impl<'m, P: Platform> Monitor<'m, P> {
         &self,
         a: (Pa, GranuleState),
         b: (Pa, GranuleState),
-    ) -> Result<(Locked<'m>, Locked<'m>), Refusal> {
+    ) -> Result<(Locked<'_>, Locked<'_>), Refusal> {
         self.granules.lock_pair(&self.platform, a, b).ok_or(Refusal::INPUT)
     }
 
     /// Locks a granule that the monitor itself keeps in `state`.
-    pub(crate) fn lock_own(&self, pa: Pa, state: GranuleState) -> Locked<'m> {
+    pub(crate) fn lock_own(&self, pa: Pa, state: GranuleState) -> Locked<'_> {
         match self.granules.lock(&self.platform, pa, state) {
             Some(locked) => locked,
             None => panic!("granule {:#x} is not in state {state:?} as recorded", pa.0),
@@ -100,7 +101,7 @@ impl<'m, P: Platform> Monitor<'m, P> {
 
     /// Checks that `pa` is a granule of RAM that is not delegated.
     pub(crate) fn check_host(&self, pa: Pa) -> Result<(), Refusal> {
-        match self.granules.peek(pa) {
+        match self.granules.peek(&self.platform, pa) {
             Some(GranuleState::Undelegated) => Ok(()),
             _ => Err(Refusal::INPUT),
         }

@@ -2,6 +2,7 @@
 
 use crate::addr::{Ipa, Pa};
 use crate::context::RecContext;
+use crate::granule::GranuleSlot;
 
 /// A copy to or from a Non-secure granule took a granule protection fault: the granule is not in
 /// the Non-secure physical address space any more.
@@ -95,6 +96,10 @@ pub struct SysRegIss(pub u64);
 pub trait Platform: Sync {
     /// What the machine offers to realms.
     fn features(&self) -> MachineFeatures;
+
+    /// The granule table's memory: one slot per granule of the RAM that the monitor starts with,
+    /// always the same slice, touched by nobody else.
+    fn granule_slots(&self) -> &[GranuleSlot];
 
     /// Moves a granule from the Non-secure to the Realm physical address space (through EL3).
     ///

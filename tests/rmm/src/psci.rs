@@ -29,7 +29,7 @@ fn argument(rec: &Rec, number: usize) -> u64 {
     if function_of(rec) & CALL_64 != 0 { value } else { value & 0xffff_ffff }
 }
 
-impl<P: Platform> Monitor<'_, P> {
+impl<P: Platform> Monitor<P> {
     pub(crate) fn handle_psci(&self, rec: &mut Rec) -> Next {
         match function_of(rec) {
             psci_fid::VERSION => answer(rec, [VERSION_1_1]),

@@ -112,7 +112,7 @@ const REALM_PARAMS_FIELDS: [(usize, usize); 12] = [
     (0x818, 4),
 ];
 
-impl<'m, P: Platform> Monitor<'m, P> {
+impl<P: Platform> Monitor<P> {
     pub(crate) fn load_rd(&self, granule: &Locked<'_>) -> Rd {
         let mut rd = Rd::new_zeroed_record();
         self.platform.read_realm(granule.pa(), rd.as_mut_bytes());
@@ -213,7 +213,7 @@ impl<'m, P: Platform> Monitor<'m, P> {
         &self,
         rd_pa: Pa,
         stage2: &Stage2,
-    ) -> Result<(Locked<'m>, [Option<Locked<'m>>; MAX_START_TABLES]), Refusal> {
+    ) -> Result<(Locked<'_>, [Option<Locked<'_>>; MAX_START_TABLES]), Refusal> {
         let end = stage2.root.offset(stage2.num_start * GRANULE_SIZE);
         if (stage2.root..end).contains(&rd_pa) {
             return Err(Refusal::INPUT);

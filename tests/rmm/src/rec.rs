@@ -157,7 +157,7 @@ impl RecParams {
     }
 }
 
-impl<P: Platform> Monitor<'_, P> {
+impl<P: Platform> Monitor<P> {
     pub(crate) fn load_rec(&self, pa: Pa) -> Rec {
         let mut rec = Rec {
             rd: 0,
@@ -263,7 +263,7 @@ impl<P: Platform> Monitor<'_, P> {
         self.platform.destroy_rec(rec_pa);
         self.return_aux(&rec.aux.map(Pa), true);
         self.release(&granule);
-        self.granules.put(Pa(rec.rd));
+        self.granules.put(&self.platform, Pa(rec.rd));
         Ok(Reply::SUCCESS)
     }
 }

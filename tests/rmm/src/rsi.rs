@@ -45,7 +45,7 @@ pub(crate) fn function_of(rec: &Rec) -> u64 {
     rec.context.gprs[0] & 0xffff_ffff & !SVE_HINT
 }
 
-impl<P: Platform> Monitor<'_, P> {
+impl<P: Platform> Monitor<P> {
     /// Serves an SMC of the realm; an exit if the host must know.
     pub(crate) fn handle_smc(&self, rec: &mut Rec) -> Option<ExitRecord> {
         let next = match function_of(rec) {

@@ -127,7 +127,7 @@ fn update_timers(timers: &mut TimerState, now: u64) -> u64 {
         | if output(timers.cntp_ctl) { PHYSICAL_TIMER } else { 0 }
 }
 
-impl<P: Platform> Monitor<'_, P> {
+impl<P: Platform> Monitor<P> {
     /// REC_ENTER. A refusal leaves the REC as it was.
     pub(crate) fn rec_enter(&self, rec_pa: Pa, run_pa: Pa) -> Result<Reply, Refusal> {
         self.check_host(run_pa)?;

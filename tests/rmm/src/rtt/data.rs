@@ -23,7 +23,7 @@ fn check_protected_page(stage2: &Stage2, ipa: Ipa) -> Result<(), Refusal> {
     }
 }
 
-impl<P: Platform> Monitor<'_, P> {
+impl<P: Platform> Monitor<P> {
     /// DATA_CREATE: a page with contents from the host, while the realm is being built.
     pub(crate) fn data_create(
         &self,

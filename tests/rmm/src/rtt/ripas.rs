@@ -50,7 +50,7 @@ fn change(entry: Entry, to: Ripas, destroyed: bool) -> Change {
     })
 }
 
-impl<P: Platform> Monitor<'_, P> {
+impl<P: Platform> Monitor<P> {
     /// RTT_INIT_RIPAS: makes empty memory RAM while the realm is built, entry by entry of one
     /// table; each is measured.
     pub(crate) fn rtt_init_ripas(&self, rd: Pa, base: Ipa, top: Ipa) -> Result<Reply, Refusal> {

@@ -20,7 +20,7 @@ fn check_table_address(stage2: &Stage2, ipa: Ipa, level: u64) -> Result<i64, Ref
     }
 }
 
-impl<P: Platform> Monitor<'_, P> {
+impl<P: Platform> Monitor<P> {
     /// RTT_CREATE: puts a table in the place of an entry of the level above, which it splits.
     pub(crate) fn rtt_create(
         &self,

@@ -22,7 +22,7 @@ fn check_address(stage2: &Stage2, ipa: Ipa, level: i64) -> Result<(), Refusal> {
     if unprotected && level >= stage2.start_level { Ok(()) } else { Err(Refusal::INPUT) }
 }
 
-impl<P: Platform> Monitor<'_, P> {
+impl<P: Platform> Monitor<P> {
     /// RTT_MAP_UNPROTECTED.
     pub(crate) fn rtt_map_unprotected(
         &self,

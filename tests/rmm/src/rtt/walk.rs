@@ -43,9 +43,9 @@ impl TableImage {
     }
 }
 
-impl<'m, P: Platform> Monitor<'m, P> {
+impl<P: Platform> Monitor<P> {
     /// Locks the realm descriptor that the host names and reads it.
-    pub(crate) fn lock_rd(&self, rd: Pa) -> Result<(Locked<'m>, Rd), Refusal> {
+    pub(crate) fn lock_rd(&self, rd: Pa) -> Result<(Locked<'_>, Rd), Refusal> {
         let granule = self.lock(rd, GranuleState::Rd)?;
         let rd = self.load_rd(&granule);
         Ok((granule, rd))
