@@ -94,6 +94,7 @@ enum BundleError {
     Nowhere,
     OutsideRam(PhysRange),
     Overlap(PhysRange),
+    Truncated { bundle: PhysRange, initrd: PhysRange },
     Tree(PhysAddr),
     Manifest(manifest::ManifestError<'static>),
 }
@@ -104,6 +105,9 @@ impl fmt::Display for BundleError {
             Self::Nowhere => f.write_str("/chosen names no initrd and the board no address"),
             Self::OutsideRam(range) => write!(f, "{range} is not all in RAM"),
             Self::Overlap(range) => write!(f, "{range} overlaps memory in use"),
+            Self::Truncated { bundle, initrd } => {
+                write!(f, "its tree says {bundle}, and the boot loader loaded {initrd}")
+            }
             Self::Tree(at) => write!(f, "no device tree at {at}"),
             Self::Manifest(error) => error.fmt(f),
         }
@@ -189,9 +193,11 @@ fn boot(x0: u64) -> Result<(), BootError> {
     irq::init_core()?;
     stage!("interrupt controller at {:#x}", machine.gic.distributor.base);
 
-    match psci::version() {
-        Ok(version) if machine.psci => stage!("PSCI {}.{}", version.major, version.minor),
-        _ => stage!("no PSCI: one core only"),
+    // Without firmware to take it, the call itself would be an undefined instruction.
+    match machine.psci.then(psci::version) {
+        Some(Ok(version)) => stage!("PSCI {}.{}", version.major, version.minor),
+        Some(Err(error)) => stage!("PSCI does not answer: {error}"),
+        None => stage!("no PSCI: one core only"),
     }
     cores::start_all(&machine);
     stage!("{} of {} cores up", cores::online_count(), machine.cpus.len());
@@ -225,7 +231,10 @@ fn device_tree_at(start: PhysAddr) -> Option<Blob> {
     let header_pages = machine::pages(start.get(), TREE_HEADER_BYTES as u64);
     memory::map_read_only(header_pages).ok()?;
     // Nothing need be there at all.
-    let bytes = tree_bytes_at(start)?;
+    let Some(bytes) = tree_bytes_at(start) else {
+        memory::unmap(header_pages).ok()?;
+        return None;
+    };
     let pages = machine::pages(start.get(), bytes as u64);
     if header_pages.end < pages.end {
         memory::map_read_only(PhysRange::new(header_pages.end, pages.end)).ok()?;
@@ -258,6 +267,11 @@ fn find_bundle(machine: &Machine<'_>, used: &[PhysRange]) -> Result<Blob, Bundle
     let tree = unsafe { memory::shared(start, tree_bytes) };
     let total = manifest::peek_total_size(tree).map_err(BundleError::Manifest)?;
     let pages = machine::pages(start.get(), total);
+    if let Some(initrd) = machine.initrd
+        && total > initrd.bytes()
+    {
+        return Err(BundleError::Truncated { bundle: pages, initrd });
+    }
     check_free(machine, used, pages)?;
     let total = usize::try_from(total).map_err(|_| BundleError::OutsideRam(pages))?;
     // SAFETY: as above.

@@ -124,6 +124,18 @@ pub fn map_read_only(range: PhysRange) -> Result<(), MapFailed> {
     extend(range, Kind::ReadOnly)
 }
 
+/// Takes away what [`map_read_only`] mapped, where nothing of use was found.
+///
+/// # Errors
+///
+/// If the range is part of a larger block.
+pub fn unmap(range: PhysRange) -> Result<(), MapFailed> {
+    match MAP.lock().as_mut() {
+        Some(map) => map.unmap(range).map_err(|reason| MapFailed { range, reason }),
+        None => Ok(()),
+    }
+}
+
 /// Maps all RAM of the machine, never executable, except what firmware forbids (`no-map`) and the
 /// parts in `mapped`, which are mapped already, each a number of whole pages.
 ///
