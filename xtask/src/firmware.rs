@@ -39,7 +39,7 @@ fn folder(project: &Project) -> PathBuf {
     project.setup_dir().join("firmware")
 }
 
-/// What the build left, with `bl1.bin`, `fip.bin` and the package tool.
+/// What the build left, with `bl1.bin` and `fip.bin`.
 fn built(project: &Project) -> PathBuf {
     folder(project).join("build/qemu/release")
 }
@@ -115,7 +115,7 @@ pub(crate) fn flash(project: &Project, rmm: Rmm<'_>) -> Result<PathBuf> {
     if let Rmm::Image(image) = rmm {
         let with_rmm = project.images_dir().join("fip.bin");
         fs::copy(&package, &with_rmm).context("the firmware is not built: run ./x setup")?;
-        let tool = built.join("tools/fiptool/fiptool");
+        let tool = folder(project).join("source/tools/fiptool/fiptool");
         output(Command::new(tool).arg("update").arg("--rmm-fw").arg(image).arg(&with_rmm))?;
         package = with_rmm;
     }
