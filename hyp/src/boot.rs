@@ -5,14 +5,14 @@
 
 use crate::arch::{cpu, layout, probe, psci, timer};
 use crate::machine::{self, Machine};
-use crate::{console, cores, irq, memory, panic, println};
+use crate::{console, cores, irq, memory, panic, println, vm};
 use boards::BOARDS;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
 use mm::ledger::PhysRange;
 use mm::{PAGE_SIZE, PhysAddr};
 use vmm_services::machine::{MachineTree, tree_size};
-use vmm_services::manifest;
+use vmm_services::manifest::{self, Bundle};
 
 /// Bytes of a device tree that tell its size.
 const TREE_HEADER_BYTES: usize = 40;
@@ -30,15 +30,6 @@ pub fn print_stage(text: fmt::Arguments<'_>) {
 #[macro_export]
 macro_rules! stage {
     ($($arg:tt)*) => { $crate::boot::print_stage(format_args!($($arg)*)) };
-}
-
-/// What boot found out, for the part that creates the VMs.
-#[derive(Clone, Copy, Debug)]
-pub struct BootInfo {
-    /// The bundle of VMs: from its start to its end as its tree says; not checked beyond that.
-    pub bundle: &'static [u8],
-    /// Whether the cores have RME, so that there may be an RMM.
-    pub rme: bool,
 }
 
 /// Where the boot core enters Rust: early tables, MMU and caches on, its stack, `.bss` zero.
@@ -86,6 +77,7 @@ enum BootError {
     Timer(timer::NoFrequency),
     Irq(irq::IrqError),
     Bundle(BundleError),
+    Stage2(crate::vm::Reason),
 }
 
 /// Why there is no bundle to hand on.
@@ -126,6 +118,7 @@ impl fmt::Display for BootError {
             Self::Timer(error) => error.fmt(f),
             Self::Irq(error) => error.fmt(f),
             Self::Bundle(error) => error.fmt(f),
+            Self::Stage2(reason) => reason.fmt(f),
         }
     }
 }
@@ -147,6 +140,7 @@ from!(
     Timer(timer::NoFrequency),
     Irq(irq::IrqError),
     Bundle(BundleError),
+    Stage2(crate::vm::Reason),
 );
 
 /// A range of memory and its bytes.
@@ -205,15 +199,14 @@ fn boot(x0: u64) -> Result<(), BootError> {
     let rme = cpu::has_rme();
     stage!("RME: {}", if rme { "yes" } else { "no" });
     let bundle = bundle?;
-    stage!("bundle at {}", bundle.pages);
-    start_vms(BootInfo { bundle: bundle.bytes, rme });
+    let parsed = Bundle::parse(bundle.bytes).map_err(BundleError::Manifest)?;
+    stage!("bundle at {}: scenario {}, {} VMs", bundle.pages, parsed.scenario, parsed.vms.len());
+    vm::build::init_stage2()?;
+    vm::realm::init(rme);
+    stage!("realms: {}", vm::realm::Availability);
+    vm::build::start_all(parsed);
     cores::release();
     Ok(())
-}
-
-/// Creates the VMs of the bundle.
-fn start_vms(info: BootInfo) {
-    let _ = info;
 }
 
 /// Maps and returns the device tree at `x0` or, if there is none, at one of the places where

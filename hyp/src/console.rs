@@ -84,7 +84,9 @@ pub fn set_level(command_line: &str) {
     let level = command_line.split_ascii_whitespace().find_map(|word| word.strip_prefix("log="));
     match level.map(str::parse) {
         Some(Ok(level)) => log::set_max_level(level),
-        Some(Err(_)) => log::warn!("unknown log level on the command line: {}", level.unwrap_or("")),
+        Some(Err(_)) => {
+            log::warn!("unknown log level on the command line: {}", level.unwrap_or(""))
+        }
         None => {}
     }
 }

@@ -15,3 +15,4 @@ pub mod memory;
 pub mod panic;
 pub mod run;
 pub mod sync;
+pub mod vm;

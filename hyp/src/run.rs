@@ -1,10 +1,314 @@
-//! The run loop of a core.
+//! The run loop of a core: pick a vCPU, run it, see to what its exits ask for.
+//!
+//! There is one loop for both kinds of vCPU. What differs is behind [`Vcpu`].
+
+use crate::arch::layout::MAX_CORES;
+use crate::arch::percpu::core_index;
+use crate::arch::{cpu, timer, tlb, traps};
+use crate::irq::{self, Completion, Source};
+use crate::sync::Lock;
+use crate::vm::vcpu::{self, Kind, MAX_ENTITIES, Vcpu, VcpuSlot};
+use crate::vm::{End, Reason, Vm, lifecycle, selftest};
+use core::fmt;
+use core::sync::atomic::Ordering;
+use mm::stage2::{VmidAllocator, VmidBits};
+use sched::{CoreId, CoreSet, EntityId, Next, Scheduler, Stop};
+use spin::Once;
+use vmm_services::vm::Context;
+use vmm_services::{
+    ConsoleSink, Exit, GuestMemory, MemoryFault, Resume, VcpuId, VcpuSet, VmServices,
+};
+
+/// Who runs next, on all cores.
+pub static SCHEDULER: Lock<Scheduler<MAX_CORES, MAX_ENTITIES>> = Lock::new(Scheduler::new());
+
+static VMIDS: Once<Lock<VmidAllocator<MAX_CORES>>> = Once::new();
+
+/// Prepares what the run loops of all cores share.
+pub fn init(bits: VmidBits) {
+    VMIDS.call_once(|| Lock::new(VmidAllocator::new(bits)));
+}
+
+/// What to do after an exit has been dealt with.
+enum Flow {
+    /// Enter the guest again.
+    Again,
+    /// Give the core up.
+    Leave(Stop),
+}
 
 /// Enters the run loop of this core.
 pub fn enter() -> ! {
-    if crate::arch::percpu::core_index() == 0 {
-        crate::println!("nothing to run");
-        crate::panic::power_off()
+    let core = CoreId(core_index() as u8);
+    traps::configure();
+    tlb::unload();
+    crate::vm::build::load_translation_control();
+    loop {
+        irq::poll(|_| Completion::Deactivate);
+        lifecycle::work();
+        selftest::work();
+        vcpu::wake_due(timer::now_ns(), |entity| {
+            wake(entity);
+        });
+        let pick = SCHEDULER.lock().pick(core, timer::now_ns());
+        kick(pick.kicks);
+        match pick.next {
+            Next::Run { entity, deadline } => {
+                arm(deadline);
+                let why = run(entity);
+                SCHEDULER.lock().stop(core, timer::now_ns(), why);
+            }
+            Next::Idle { deadline } => {
+                arm(deadline);
+                cpu::wait_for_interrupt();
+            }
+        }
     }
-    crate::arch::cpu::park()
+}
+
+/// Arms this core's timer for the scheduler's deadline or the next planned wake-up.
+fn arm(deadline: Option<u64>) {
+    match [deadline, vcpu::next_wake()].into_iter().flatten().min() {
+        Some(at) => timer::arm(at),
+        None => timer::disarm(),
+    }
+}
+
+/// Kicks the given cores; `true` if this core is one of them, which then has to pick anew.
+pub fn kick(cores: CoreSet) -> bool {
+    let this = CoreId(core_index() as u8);
+    for core in cores.without(this).iter() {
+        irq::kick(core.index());
+    }
+    cores.contains(this)
+}
+
+/// Makes a vCPU runnable; `true` if this core has to pick anew.
+pub fn wake(entity: EntityId) -> bool {
+    let cores = SCHEDULER.lock().wake(entity, timer::now_ns());
+    kick(cores)
+}
+
+/// Wakes the vCPUs in `set` that are on; `true` if this core has to pick anew.
+fn wake_set(vm: &Vm, set: VcpuSet) -> bool {
+    let mut pick_anew = false;
+    for vcpu in set.iter() {
+        let Some(entity) = vm.entity(vcpu) else { continue };
+        if vcpu::slot(entity).is_some_and(VcpuSlot::is_on) {
+            pick_anew |= wake(entity);
+        }
+    }
+    pick_anew
+}
+
+/// `VTTBR_EL2` for `vm` on this core, with a VMID that is valid now.
+#[must_use]
+pub fn vttbr(vm: &Vm) -> u64 {
+    let Some(vmids) = VMIDS.get() else { return 0 };
+    let mut vmids = vmids.lock();
+    let entry = vmids.enter(core_index(), &vm.vmid);
+    if entry.flush {
+        tlb::invalidate_all_guests();
+    }
+    drop(vmids);
+    match &*vm.space.lock() {
+        crate::vm::Space::Normal(memory) => memory.vttbr(entry.vmid),
+        _ => 0,
+    }
+}
+
+/// Runs a vCPU until it has to give up the core.
+fn run(entity: EntityId) -> Stop {
+    let Some(slot) = vcpu::slot(entity) else { return Stop::Exited };
+    let mut state = slot.state.lock();
+    let Some(vcpu) = state.as_mut() else { return Stop::Exited };
+    slot.cancel_wake();
+    let start = timer::now_ticks();
+    let guest_before = vcpu.vm.stats.guest_ticks.load(Ordering::Relaxed);
+    vcpu.load();
+    let stop = loop {
+        if vcpu.vm.phase() != crate::vm::Phase::Running {
+            break Stop::Exited;
+        }
+        if let Flow::Leave(stop) = step(vcpu, slot) {
+            break stop;
+        }
+    };
+    vcpu.unload();
+    let total = timer::now_ticks().wrapping_sub(start);
+    let stats = &vcpu.vm.stats;
+    // Exact for a VM with one vCPU; vCPUs on other cores may have added guest time meanwhile.
+    let guest = stats.guest_ticks.load(Ordering::Relaxed).wrapping_sub(guest_before);
+    stats.host_ticks.fetch_add(total.saturating_sub(guest), Ordering::Relaxed);
+    stop
+}
+
+/// One entry, exit, and answer.
+fn step(vcpu: &mut Vcpu, slot: &VcpuSlot) -> Flow {
+    let vm = vcpu.vm;
+    let id = vcpu.id;
+    if let Some(services) = vm.services.lock().as_mut() {
+        services.vgic_mut().flush(id, vcpu.image());
+    }
+    let Some(exit) = vcpu.enter() else {
+        return Flow::Again;
+    };
+    let mut services = vm.services.lock();
+    let Some(services_of_vm) = services.as_mut() else { return Flow::Leave(Stop::Exited) };
+    services_of_vm.vgic_mut().sync(id, vcpu.image());
+    vcpu.report_timers(services_of_vm.vgic_mut());
+    if exit == Exit::Interrupt {
+        let pick_anew = take_interrupts(id, services_of_vm);
+        return if pick_anew { Flow::Leave(Stop::Preempted) } else { Flow::Again };
+    }
+    let mut console = VmConsole(vm);
+    let mut context = Context { memory: &VmView(vm), console: &mut console };
+    let response = services_of_vm.handle(id, &exit, &mut context);
+    drop(services);
+    let pick_anew = wake_set(vm, response.kick);
+    match answer(vcpu, slot, &response.resume) {
+        Flow::Again if pick_anew => Flow::Leave(Stop::Preempted),
+        flow => flow,
+    }
+}
+
+/// Takes the physical interrupts that made the guest exit; `true` if the core has to pick anew.
+fn take_interrupts(id: VcpuId, services: &mut VmServices) -> bool {
+    let mut pick_anew = false;
+    irq::poll(|source| match source {
+        Source::VirtualTimer => {
+            // Stays active until the guest deactivates it through its list register.
+            let _ = services.vgic_mut().raise_hardware(id);
+            Completion::LeaveActive
+        }
+        Source::Kick | Source::HypTimer => {
+            pick_anew = true;
+            Completion::Deactivate
+        }
+        _ => Completion::Deactivate,
+    });
+    pick_anew
+}
+
+/// Carries out what the services decided.
+fn answer(vcpu: &mut Vcpu, slot: &VcpuSlot, resume: &Resume) -> Flow {
+    let vm = vcpu.vm;
+    vcpu.resume(resume);
+    match *resume {
+        Resume::Block { deadline } => block(vcpu, slot, deadline),
+        Resume::Yield => Flow::Leave(Stop::Yield),
+        Resume::CpuOn { target, entry, context } => {
+            let pick_anew = vcpu.start_sibling(target, entry, context).is_some_and(wake);
+            if pick_anew { Flow::Leave(Stop::Preempted) } else { Flow::Again }
+        }
+        Resume::CpuOff => {
+            slot.set_on(false);
+            Flow::Leave(Stop::Blocked)
+        }
+        Resume::PsciComplete { target, verdict, starts } => {
+            let Kind::Rec(rec) = &mut vcpu.kind else { return Flow::Again };
+            match rec.complete_psci(vm, target, verdict) {
+                Ok(()) if starts => {
+                    let woken = vm.entity(target).filter(|entity| {
+                        vcpu::slot(*entity).inspect(|slot| slot.set_on(true)).is_some()
+                    });
+                    let pick_anew = woken.is_some_and(wake);
+                    if pick_anew { Flow::Leave(Stop::Preempted) } else { Flow::Again }
+                }
+                Ok(()) => Flow::Again,
+                Err(error) => stop_vm(vm, End::Stopped(Reason::new(format_args!("{error}")))),
+            }
+        }
+        Resume::SystemOff => {
+            let failure = vm.services.lock().as_ref().and_then(VmServices::reported_failure);
+            stop_vm(
+                vm,
+                failure.map_or(End::Off, |code| {
+                    End::Stopped(Reason::new(format_args!("the guest reported failure {code}")))
+                }),
+            )
+        }
+        Resume::SystemReset => {
+            stop_vm(vm, End::Stopped(Reason::new(format_args!("the guest asked for a reset"))))
+        }
+        Resume::Stop(ref reason) => {
+            let reason = lifecycle::explain(vm, reason);
+            stop_vm(vm, End::Stopped(reason))
+        }
+        Resume::RipasAccept => {
+            let Kind::Rec(rec) = &mut vcpu.kind else { return Flow::Again };
+            match rec.change_ripas(vm) {
+                Ok(()) => Flow::Again,
+                Err(error) => stop_vm(vm, End::Stopped(Reason::new(format_args!("{error}")))),
+            }
+        }
+        _ => Flow::Again,
+    }
+}
+
+fn stop_vm(vm: &'static Vm, end: End) -> Flow {
+    lifecycle::stop(vm, end);
+    Flow::Leave(Stop::Exited)
+}
+
+/// The vCPU waits for an interrupt, its timer, or `deadline` (virtual count).
+fn block(vcpu: &mut Vcpu, slot: &VcpuSlot, deadline: Option<u64>) -> Flow {
+    let pending = vcpu
+        .vm
+        .services
+        .lock()
+        .as_ref()
+        .is_some_and(|services| services.vgic().has_pending(vcpu.id));
+    let deadline = deadline.map(|count| vcpu.virtual_time(count));
+    let wake_at = [deadline, vcpu.timer_deadline()].into_iter().flatten().min();
+    if pending || wake_at.is_some_and(|at| at <= timer::now_ns()) {
+        return Flow::Again;
+    }
+    slot.plan_wake(wake_at);
+    Flow::Leave(Stop::Blocked)
+}
+
+/// The memory of a VM as its services see it. Takes the lock only when it is used.
+struct VmView(&'static Vm);
+
+impl GuestMemory for VmView {
+    fn read(&self, ipa: mm::Ipa, buf: &mut [u8]) -> Result<(), MemoryFault> {
+        match &*self.0.space.lock() {
+            crate::vm::Space::Normal(memory) => memory.read(ipa, buf),
+            crate::vm::Space::Realm(realm) => realm.read(ipa, buf),
+            crate::vm::Space::None => Err(MemoryFault { ipa }),
+        }
+    }
+
+    fn write(&self, ipa: mm::Ipa, data: &[u8]) -> Result<(), MemoryFault> {
+        match &*self.0.space.lock() {
+            crate::vm::Space::Normal(memory) => memory.write(ipa, data),
+            crate::vm::Space::Realm(realm) => realm.write(ipa, data),
+            crate::vm::Space::None => Err(MemoryFault { ipa }),
+        }
+    }
+}
+
+/// The console of a VM: each line carries its name.
+pub struct VmConsole(pub &'static Vm);
+
+impl ConsoleSink for VmConsole {
+    fn line(&mut self, text: &[u8], _complete: bool) {
+        crate::println!("{}| {}", self.0.name(), Lossy(text));
+    }
+}
+
+/// Bytes shown as UTF-8, with a replacement character for what is not.
+struct Lossy<'a>(&'a [u8]);
+
+impl fmt::Display for Lossy<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for chunk in self.0.utf8_chunks() {
+            f.write_str(chunk.valid())?;
+            if !chunk.invalid().is_empty() {
+                f.write_str("\u{fffd}")?;
+            }
+        }
+        Ok(())
+    }
 }

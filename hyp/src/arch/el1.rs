@@ -1,0 +1,288 @@
+//! EL1 and EL0 state of a normal vCPU that stays in the registers of a core while the vCPU runs
+//! and is exchanged only when the core runs another one.
+//!
+//! RECs do not use this: their state is kept by the RMM. The RMM preserves the EL1 state of the
+//! normal world across `REC_ENTER`, but not every register of it is named by the specification,
+//! so a vCPU is always unloaded before a REC runs on its core.
+
+use super::sysreg::{read_sysreg, write_sysreg};
+use core::arch::global_asm;
+
+macro_rules! register_file {
+    ($(#[$doc:meta])* $name:ident { $($field:ident = $register:literal),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Default)]
+        struct $name {
+            $($field: u64,)*
+        }
+
+        impl $name {
+            /// Reads each register into its field.
+            fn save(&mut self) {
+                $(self.$field = read_sysreg!($register);)*
+            }
+
+            /// Writes each register from its field.
+            fn restore(&self) {
+                $(write_sysreg!($register, self.$field);)*
+            }
+        }
+    };
+}
+
+register_file! {
+    /// Registers of every Armv8.0 core.
+    Base {
+        sctlr = "sctlr_el1",
+        actlr = "actlr_el1",
+        cpacr = "cpacr_el1",
+        ttbr0 = "ttbr0_el1",
+        ttbr1 = "ttbr1_el1",
+        tcr = "tcr_el1",
+        esr = "esr_el1",
+        far = "far_el1",
+        afsr0 = "afsr0_el1",
+        afsr1 = "afsr1_el1",
+        mair = "mair_el1",
+        amair = "amair_el1",
+        vbar = "vbar_el1",
+        contextidr = "contextidr_el1",
+        tpidr_el0 = "tpidr_el0",
+        tpidrro_el0 = "tpidrro_el0",
+        tpidr_el1 = "tpidr_el1",
+        sp_el0 = "sp_el0",
+        sp_el1 = "sp_el1",
+        elr = "elr_el1",
+        spsr = "spsr_el1",
+        par = "par_el1",
+        csselr = "csselr_el1",
+        cntkctl = "cntkctl_el1",
+        cntv_cval = "cntv_cval_el0",
+        cntv_ctl = "cntv_ctl_el0",
+        vmpidr = "vmpidr_el2",
+        cntvoff = "cntvoff_el2",
+    }
+}
+
+register_file! {
+    /// Pointer authentication keys (FEAT_PAuth).
+    PointerKeys {
+        ia_lo = "S3_0_C2_C1_0", ia_hi = "S3_0_C2_C1_1",
+        ib_lo = "S3_0_C2_C1_2", ib_hi = "S3_0_C2_C1_3",
+        da_lo = "S3_0_C2_C2_0", da_hi = "S3_0_C2_C2_1",
+        db_lo = "S3_0_C2_C2_2", db_hi = "S3_0_C2_C2_3",
+        ga_lo = "S3_0_C2_C3_0", ga_hi = "S3_0_C2_C3_1",
+    }
+}
+
+/// FP/SIMD registers, laid out for the assembly below.
+#[derive(Clone, Debug)]
+#[repr(C, align(16))]
+struct FpState {
+    v: [u128; 32],
+    fpsr: u64,
+    fpcr: u64,
+}
+
+const _: () = {
+    assert!(core::mem::offset_of!(FpState, fpsr) == 512);
+    assert!(core::mem::offset_of!(FpState, fpcr) == 520);
+};
+
+global_asm!(
+    r#"
+    .section .text.fp, "ax"
+    .arch_extension fp
+    .arch_extension simd
+    .macro fp_all op
+        \op     q0, q1, [x0, #0]
+        \op     q2, q3, [x0, #32]
+        \op     q4, q5, [x0, #64]
+        \op     q6, q7, [x0, #96]
+        \op     q8, q9, [x0, #128]
+        \op     q10, q11, [x0, #160]
+        \op     q12, q13, [x0, #192]
+        \op     q14, q15, [x0, #224]
+        \op     q16, q17, [x0, #256]
+        \op     q18, q19, [x0, #288]
+        \op     q20, q21, [x0, #320]
+        \op     q22, q23, [x0, #352]
+        \op     q24, q25, [x0, #384]
+        \op     q26, q27, [x0, #416]
+        \op     q28, q29, [x0, #448]
+        \op     q30, q31, [x0, #480]
+    .endm
+    .global __fp_save
+    __fp_save:
+        fp_all  stp
+        mrs     x1, fpsr
+        mrs     x2, fpcr
+        add     x0, x0, #512
+        stp     x1, x2, [x0]
+        ret
+    .global __fp_restore
+    __fp_restore:
+        fp_all  ldp
+        add     x0, x0, #512
+        ldp     x1, x2, [x0]
+        msr     fpsr, x1
+        msr     fpcr, x2
+        ret
+    .arch_extension nofp
+    "#
+);
+
+/// What a core holds for the vCPU that it runs.
+#[derive(Clone, Debug)]
+pub struct El1State {
+    base: Base,
+    keys: PointerKeys,
+    fp: FpState,
+}
+
+/// `SCTLR_EL1` of a vCPU that starts: MMU and caches off, RES1 bits of Armv8.0 set.
+const SCTLR_RESET: u64 = 0x30d0_0800;
+
+impl El1State {
+    /// State of a vCPU at power-on (PSCI `CPU_ON`, or the first vCPU of a VM).
+    ///
+    /// `mpidr` is what the guest reads as its `MPIDR_EL1`; `counter_offset`, in timer ticks, is
+    /// subtracted from the physical counter to give its virtual counter.
+    #[must_use]
+    pub fn at_reset(mpidr: u64, counter_offset: u64) -> Self {
+        let base =
+            Base { sctlr: SCTLR_RESET, vmpidr: mpidr, cntvoff: counter_offset, ..Base::default() };
+        let fp = FpState { v: [0; 32], fpsr: 0, fpcr: 0 };
+        Self { base, keys: PointerKeys::default(), fp }
+    }
+
+    /// Takes the state out of this core's registers and stops the guest's timer on it.
+    pub fn save(&mut self) {
+        self.base.save();
+        write_sysreg!("cntv_ctl_el0", 0);
+        if super::id_regs::has_pointer_authentication() {
+            self.keys.save();
+        }
+        unsafe extern "C" {
+            fn __fp_save(state: *mut FpState);
+        }
+        // SAFETY: `__fp_save` writes the 528 bytes of `FpState` at the asserted offsets, through
+        // an exclusive pointer. `CPTR_EL2` does not trap FP accesses of EL2.
+        unsafe { __fp_save(&raw mut self.fp) }
+    }
+
+    /// Puts the state into this core's registers.
+    pub fn restore(&self) {
+        self.base.restore();
+        if super::id_regs::has_pointer_authentication() {
+            self.keys.restore();
+        }
+        unsafe extern "C" {
+            fn __fp_restore(state: *const FpState);
+        }
+        // SAFETY: `__fp_restore` reads the 528 bytes of `FpState` at the asserted offsets. This
+        // image keeps nothing of its own in FP registers: it is built without FP.
+        unsafe { __fp_restore(&raw const self.fp) }
+    }
+
+    /// Ticks between the physical and the guest's virtual counter.
+    #[must_use]
+    pub fn counter_offset(&self) -> u64 {
+        self.base.cntvoff
+    }
+}
+
+/// The virtual timer of the vCPU that this core has loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VirtualTimer {
+    ctl: u64,
+    /// Compare value in ticks of the guest's virtual counter (`CNTV_CVAL_EL0`).
+    pub cval: u64,
+}
+
+impl VirtualTimer {
+    /// Reads the registers of this core.
+    #[must_use]
+    pub fn read() -> Self {
+        Self { ctl: read_sysreg!("cntv_ctl_el0"), cval: read_sysreg!("cntv_cval_el0") }
+    }
+
+    /// Whether it can raise its interrupt: enabled and not masked.
+    #[must_use]
+    pub fn is_armed(self) -> bool {
+        self.ctl & 0b11 == 0b01
+    }
+
+    /// Whether it raises its interrupt now.
+    #[must_use]
+    pub fn is_asserted(self) -> bool {
+        self.ctl & 0b111 == 0b101
+    }
+}
+
+/// Bits of `SPSR_EL2` for an exception taken to EL1h with D, A, I and F masked.
+const PSTATE_EL1H_MASKED: u64 = 0x3c5;
+/// `PSTATE.PAN`.
+const PSTATE_PAN: u64 = 1 << 22;
+/// `PSTATE.DIT`, which exceptions leave as it is.
+const PSTATE_DIT: u64 = 1 << 24;
+/// `SCTLR_EL1.SPAN`: an exception leaves PAN as it is.
+const SCTLR_SPAN: u64 = 1 << 23;
+/// `ESR_ELx.IL`: the instruction was 32 bits long.
+const ESR_IL: u64 = 1 << 25;
+
+/// Processor state of a vCPU at its first instruction: EL1h, all exceptions masked.
+pub const PSTATE_RESET: u64 = PSTATE_EL1H_MASKED;
+
+/// An exception that the hypervisor delivers to the guest at EL1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Injection {
+    /// Undefined instruction (exception class 0).
+    Undefined,
+    /// Synchronous external abort of a data access at virtual address `far`.
+    DataAbort {
+        /// What the guest reads in `FAR_EL1`.
+        far: u64,
+    },
+    /// Synchronous external abort of an instruction fetch at virtual address `far`.
+    InstructionAbort {
+        /// What the guest reads in `FAR_EL1`.
+        far: u64,
+    },
+}
+
+/// Makes the loaded vCPU take `injection` as its next instruction (Arm ARM, D1.3 "Exceptions").
+pub fn inject(context: &mut super::guest::GuestContext, injection: Injection) {
+    /// Status code of a synchronous external abort, not on a table walk.
+    const EXTERNAL_ABORT: u64 = 0x10;
+    let from = context.pstate & 0x1f;
+    // M[3:0] 0 is EL0; M[4] says AArch32, which EL1 of a guest never is.
+    let (offset, same_el) = match from {
+        0b0_0000 => (0x400, false),
+        0b0_0100 => (0x000, true),
+        0b0_0101 => (0x200, true),
+        _ => (0x600, false),
+    };
+    let class = |lower: u64| (lower + u64::from(same_el)) << 26 | ESR_IL | EXTERNAL_ABORT;
+    let esr = match injection {
+        Injection::Undefined => ESR_IL,
+        Injection::DataAbort { far } => {
+            write_sysreg!("far_el1", far);
+            class(0x24)
+        }
+        Injection::InstructionAbort { far } => {
+            write_sysreg!("far_el1", far);
+            class(0x20)
+        }
+    };
+    write_sysreg!("esr_el1", esr);
+    write_sysreg!("elr_el1", context.pc);
+    write_sysreg!("spsr_el1", context.pstate);
+    let pan = if read_sysreg!("sctlr_el1") & SCTLR_SPAN == 0 {
+        PSTATE_PAN
+    } else {
+        context.pstate & PSTATE_PAN
+    };
+    context.pstate = PSTATE_EL1H_MASKED | pan | context.pstate & PSTATE_DIT;
+    context.pc = read_sysreg!("vbar_el1").wrapping_add(offset);
+}

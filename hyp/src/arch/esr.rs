@@ -1,0 +1,151 @@
+//! Decoding of `ESR_EL2` for exceptions that a guest causes (Arm ARM, D24.2 `ESR_EL2`).
+
+/// An exception syndrome (`ESR_EL2`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Esr(pub u64);
+
+/// Exception classes that can come from an AArch64 guest.
+pub mod class {
+    /// WFI, WFE, WFIT or WFET.
+    pub const WFX: u8 = 0x01;
+    /// Access to SVE, FP or SIMD that `CPTR_EL2` traps.
+    pub const FP: u8 = 0x07;
+    /// HVC from AArch64.
+    pub const HVC64: u8 = 0x16;
+    /// SMC from AArch64.
+    pub const SMC64: u8 = 0x17;
+    /// MSR, MRS or system instruction.
+    pub const SYSREG: u8 = 0x18;
+    /// SVE access.
+    pub const SVE: u8 = 0x19;
+    /// Instruction abort from a lower EL.
+    pub const INSTRUCTION_ABORT: u8 = 0x20;
+    /// Data abort from a lower EL.
+    pub const DATA_ABORT: u8 = 0x24;
+}
+
+impl Esr {
+    /// Exception class, bits [31:26].
+    #[must_use]
+    pub fn class(self) -> u8 {
+        (self.0 >> 26) as u8 & 0x3f
+    }
+
+    /// Instruction-specific syndrome, bits [24:0].
+    #[must_use]
+    pub fn iss(self) -> u32 {
+        self.0 as u32 & 0x01ff_ffff
+    }
+
+    /// Length in bytes of the trapped instruction: 4, or 2 for a T32 one.
+    #[must_use]
+    pub fn instruction_bytes(self) -> u64 {
+        if self.0 & (1 << 25) != 0 { 4 } else { 2 }
+    }
+
+    /// Fault status code of an abort, bits [5:0].
+    #[must_use]
+    pub fn fault_status(self) -> u8 {
+        self.0 as u8 & 0x3f
+    }
+
+    /// Whether an abort is a granule protection fault: on a table walk at level 0 to 3 (0x24 to
+    /// 0x27, 0x23 at level -1) or on the access itself (0x28).
+    #[must_use]
+    pub fn is_granule_protection_fault(self) -> bool {
+        matches!(self.fault_status(), 0x23..=0x28)
+    }
+
+    /// Whether an abort is a stage-2 fault that the hypervisor or a device model can answer:
+    /// translation (0x04 to 0x07), access flag (0x08 to 0x0b) or permission (0x0c to 0x0f).
+    #[must_use]
+    pub fn is_stage2_fault(self) -> bool {
+        matches!(self.fault_status(), 0x04..=0x0f)
+    }
+
+    /// Whether a data abort was caused by a store (WnR). A stage-1 walk that hits stage-2 is a read
+    /// unless it wanted to update the descriptor.
+    #[must_use]
+    pub fn is_write(self) -> bool {
+        self.0 & (1 << 6) != 0
+    }
+
+    /// Whether a stage-2 fault hit the walk of the guest's own stage-1 tables (S1PTW).
+    #[must_use]
+    pub fn is_stage1_walk(self) -> bool {
+        self.0 & (1 << 7) != 0
+    }
+
+    /// For a data abort: syndrome of the access if the hardware gives one (ISV).
+    #[must_use]
+    pub fn access(self) -> Option<Access> {
+        if self.0 & (1 << 24) == 0 {
+            return None;
+        }
+        Some(Access {
+            size: 1 << ((self.0 >> 22) & 3),
+            sign_extend: self.0 & (1 << 21) != 0,
+            register: (self.0 >> 16) as u8 & 0x1f,
+            sixty_four: self.0 & (1 << 15) != 0,
+            write: self.0 & (1 << 6) != 0,
+        })
+    }
+}
+
+/// A load or store that the hardware describes well enough to emulate it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// Size in bytes: 1, 2, 4 or 8.
+    pub size: u8,
+    /// Whether a loaded value is sign extended.
+    pub sign_extend: bool,
+    /// Number of the register that is loaded or stored; 31 is the zero register.
+    pub register: u8,
+    /// Whether that register is 64 bits wide (else the upper half of it becomes zero).
+    pub sixty_four: bool,
+    /// Whether it is a store.
+    pub write: bool,
+}
+
+/// The IPA of a stage-2 fault, from `HPFAR_EL2` and the page offset of `FAR_EL2`.
+#[must_use]
+pub fn fault_ipa(hpfar: u64, far: u64) -> mm::Ipa {
+    // HPFAR_EL2.FIPA is bits [47:4], IPA bits [55:12].
+    mm::Ipa::new((hpfar & 0x0000_ffff_ffff_fff0) << 8 | (far & 0xfff))
+}
+
+/// A trapped MSR or MRS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SysRegAccess {
+    /// Encoding `op0:op1:CRn:CRm:op2`, packed as by [`encoding`].
+    pub encoding: u32,
+    /// Number of the general register; 31 is the zero register.
+    pub register: u8,
+    /// Whether the guest reads (MRS).
+    pub read: bool,
+}
+
+impl SysRegAccess {
+    /// Decodes the ISS of exception class 0x18.
+    #[must_use]
+    pub fn from_iss(iss: u32) -> Self {
+        Self {
+            encoding: encoding(
+                iss >> 20 & 3,
+                iss >> 14 & 7,
+                iss >> 10 & 15,
+                iss >> 1 & 15,
+                iss >> 17 & 7,
+            ),
+            register: (iss >> 5) as u8 & 0x1f,
+            read: iss & 1 != 0,
+        }
+    }
+}
+
+/// Packs a system register's encoding: op0 [15:14], op1 [13:11], CRn [10:7], CRm [6:3], op2 [2:0].
+#[must_use]
+pub const fn encoding(op0: u32, op1: u32, crn: u32, crm: u32, op2: u32) -> u32 {
+    op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
+}

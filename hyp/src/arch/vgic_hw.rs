@@ -1,0 +1,132 @@
+//! The virtual CPU interface of this core (`ICH_*_EL2`, Arm IHI 0069 chapter 12).
+
+use super::sysreg::{read_sysreg, write_sysreg};
+use vmm_services::vgic::{ListRegister, LrImage, MAX_LRS};
+
+/// `ICH_HCR_EL2.En`.
+const ENABLE: u64 = 1;
+
+/// Number of list registers that this core implements, 1 to 16.
+#[must_use]
+pub fn list_registers() -> usize {
+    (read_sysreg!("ich_vtr_el2") & 0x1f) as usize + 1
+}
+
+/// Number of active-priority registers per group: 1, 2 or 4 for 5, 6 or 7 preemption bits.
+fn active_priority_registers() -> usize {
+    match read_sysreg!("ich_vtr_el2") >> 26 & 7 {
+        0..=4 => 1,
+        5 => 2,
+        _ => 4,
+    }
+}
+
+/// State of a virtual CPU interface that stays in the registers while its vCPU is loaded.
+#[derive(Clone, Debug, Default)]
+pub struct VirtualInterface {
+    vmcr: u64,
+    ap0r: [u64; 4],
+    ap1r: [u64; 4],
+}
+
+macro_rules! indexed {
+    ($read:ident, $write:ident, $($index:literal = $name:literal),*) => {
+        fn $read(index: usize) -> u64 {
+            match index {
+                $($index => read_sysreg!($name),)*
+                _ => 0,
+            }
+        }
+
+        fn $write(index: usize, value: u64) {
+            match index {
+                $($index => write_sysreg!($name, value),)*
+                _ => {}
+            }
+        }
+    };
+}
+
+indexed!(
+    read_ap0r,
+    write_ap0r,
+    0 = "ich_ap0r0_el2",
+    1 = "ich_ap0r1_el2",
+    2 = "ich_ap0r2_el2",
+    3 = "ich_ap0r3_el2"
+);
+indexed!(
+    read_ap1r,
+    write_ap1r,
+    0 = "ich_ap1r0_el2",
+    1 = "ich_ap1r1_el2",
+    2 = "ich_ap1r2_el2",
+    3 = "ich_ap1r3_el2"
+);
+indexed!(
+    read_lr,
+    write_lr,
+    0 = "ich_lr0_el2",
+    1 = "ich_lr1_el2",
+    2 = "ich_lr2_el2",
+    3 = "ich_lr3_el2",
+    4 = "ich_lr4_el2",
+    5 = "ich_lr5_el2",
+    6 = "ich_lr6_el2",
+    7 = "ich_lr7_el2",
+    8 = "ich_lr8_el2",
+    9 = "ich_lr9_el2",
+    10 = "ich_lr10_el2",
+    11 = "ich_lr11_el2",
+    12 = "ich_lr12_el2",
+    13 = "ich_lr13_el2",
+    14 = "ich_lr14_el2",
+    15 = "ich_lr15_el2"
+);
+
+impl VirtualInterface {
+    /// Takes the state out of this core and turns its virtual CPU interface off.
+    pub fn save(&mut self) {
+        self.vmcr = read_sysreg!("ich_vmcr_el2");
+        for index in 0..active_priority_registers() {
+            self.ap0r[index] = read_ap0r(index);
+            self.ap1r[index] = read_ap1r(index);
+        }
+        write_sysreg!("ich_hcr_el2", 0);
+    }
+
+    /// Puts the state into this core, with all list registers empty.
+    pub fn restore(&self) {
+        write_sysreg!("ich_vmcr_el2", self.vmcr);
+        for index in 0..active_priority_registers() {
+            write_ap0r(index, self.ap0r[index]);
+            write_ap1r(index, self.ap1r[index]);
+        }
+        for index in 0..list_registers() {
+            write_lr(index, 0);
+        }
+    }
+}
+
+/// Loads list registers and control bits before entry. `written` is how many list registers the
+/// call before this one for the loaded vCPU wrote; returns how many this one did.
+pub fn load(image: &LrImage, written: usize) -> usize {
+    let used = image.used.min(MAX_LRS);
+    for (index, lr) in image.lrs.iter().enumerate().take(used) {
+        write_lr(index, lr.bits());
+    }
+    for index in used..written {
+        write_lr(index, 0);
+    }
+    write_sysreg!("ich_hcr_el2", ENABLE | u64::from(image.hcr.bits()));
+    used
+}
+
+/// Reads back after exit what the guest did with the list registers that were loaded.
+pub fn store(image: &mut LrImage) {
+    for (index, lr) in image.lrs.iter_mut().enumerate().take(image.used.min(MAX_LRS)) {
+        *lr = ListRegister::from_bits(read_lr(index));
+    }
+    image.eoi_count = LrImage::eoi_count_of(read_sysreg!("ich_hcr_el2"));
+    image.vmcr = read_sysreg!("ich_vmcr_el2");
+}

@@ -1,0 +1,256 @@
+//! Building VMs from the bundle.
+
+use super::memory::VmMemory;
+use super::normal::NormalVcpu;
+use super::realm::RealmSpace;
+use super::rec::RecVcpu;
+use super::vcpu::{self, Kind, Vcpu};
+use super::{BUNDLE, End, Phase, Reason, Space, VMS, Vm, lifecycle};
+use crate::arch::sysreg::{read_sysreg, write_sysreg};
+use crate::arch::{timer, tlb, vgic_hw};
+use crate::run::{self, SCHEDULER};
+use crate::sync::Lock;
+use arrayvec::ArrayVec;
+use core::sync::atomic::Ordering;
+use mm::stage2::{Geometry, PaRange, VmidBits};
+use sched::{Budget, CoreSet, Params};
+use spin::Once;
+use vmm_services::loader::{self, FDT_MAX, LoadPlan, Source};
+use vmm_services::manifest::{Bundle, VmSpec};
+use vmm_services::vgic::VgicConfig;
+use vmm_services::vm::ServicesConfig;
+use vmm_services::{MAX_VCPUS, VcpuId, VmServices, layout};
+
+/// Width of a normal VM's IPA space in bits.
+const IPA_BITS: u32 = 40;
+/// Time slice of every vCPU in nanoseconds.
+const SLICE_NS: u64 = 10_000_000;
+
+/// Shape of the stage-2 tables of all normal VMs, and their `VTCR_EL2`.
+static STAGE2: Once<(Geometry, u64)> = Once::new();
+
+/// Buffer for the device tree of the VM that is being built, aligned as a realm's pages are.
+#[repr(C, align(4096))]
+pub struct FdtBuffer(pub [u8; FDT_MAX]);
+
+static FDT: Lock<FdtBuffer> = Lock::new(FdtBuffer([0; FDT_MAX]));
+
+/// Decides the shape of stage-2 tables, once at boot.
+///
+/// # Errors
+///
+/// If this machine's cores cannot have it.
+pub fn init_stage2() -> Result<(), Reason> {
+    /// `ID_AA64MMFR1_EL1.VMIDBits`: 16 bits.
+    const VMID_16: u64 = 2;
+    let bits = if read_sysreg!("id_aa64mmfr1_el1") >> 4 & 0xf == VMID_16 {
+        VmidBits::Sixteen
+    } else {
+        VmidBits::Eight
+    };
+    let pa_range = PaRange::from_id(read_sysreg!("id_aa64mmfr0_el1") & 0xf);
+    // No wider than the machine's physical addresses: the tables need not be deeper than that.
+    let ipa_bits = IPA_BITS.min(pa_range.bits());
+    let geometry = Geometry::new(ipa_bits, pa_range)
+        .map_err(|error| Reason::new(format_args!("stage-2: {error}")))?;
+    if geometry.root_order() > tlb::MAX_ROOT_ORDER {
+        return Err(Reason::new(format_args!("stage-2 root tables are too large")));
+    }
+    STAGE2.call_once(|| (geometry, geometry.vtcr(bits)));
+    run::init(bits);
+    Ok(())
+}
+
+/// Loads `VTCR_EL2` on this core.
+pub fn load_translation_control() {
+    if let Some((_, vtcr)) = STAGE2.get() {
+        write_sysreg!("vtcr_el2", *vtcr);
+    }
+}
+
+/// Takes the bundle over and builds all its VMs. Called once, on the boot core, before the cores
+/// enter their run loops.
+pub fn start_all(bundle: Bundle<'static>) {
+    let bundle = BUNDLE.call_once(|| bundle);
+    super::summary::begin();
+    lifecycle::expect(bundle.vms.len());
+    for (vm, spec) in VMS.iter().zip(&bundle.vms) {
+        vm.spec.call_once(|| spec.clone());
+    }
+    // Built first and started then, so that the last to be built does not miss the others' start.
+    let mut built = [false; super::MAX_VMS];
+    for (vm, built) in super::all().iter().zip(&mut built) {
+        match build(vm) {
+            Ok(()) => *built = true,
+            Err(reason) => lifecycle::refuse(vm, reason),
+        }
+    }
+    for (vm, built) in super::all().iter().zip(built) {
+        if built {
+            start(vm);
+        }
+    }
+}
+
+/// Builds `vm`: memory, devices, vCPUs.
+///
+/// # Errors
+///
+/// Why it is refused. Nothing is held then.
+pub fn build(vm: &'static Vm) -> Result<(), Reason> {
+    let (Some(spec), Some(bundle)) = (vm.spec(), super::bundle()) else {
+        return Err(Reason::new(format_args!("not in the bundle")));
+    };
+    let mut fdt = FDT.lock();
+    let plan = loader::plan(spec, bundle, &mut fdt.0)
+        .map_err(|error| Reason::new(format_args!("{error}")))?;
+    let result = match spec.realm() {
+        None => build_normal(vm, spec, bundle, &plan, &fdt),
+        Some(_) => build_realm(vm, spec, bundle, &plan, &fdt),
+    };
+    if let Err(reason) = result {
+        drop(fdt);
+        lifecycle::take_apart(vm);
+        return Err(reason);
+    }
+    let granules = crate::memory::ledger().census_of(vm.owner()).total();
+    vm.stats.note_granules(granules);
+    vm.rounds.fetch_add(1, Ordering::Relaxed);
+    log::info!("vm {}: built, {granules} granules", vm.name());
+    Ok(())
+}
+
+/// Lets a VM that is built run.
+pub fn start(vm: &'static Vm) {
+    vm.phase.store(Phase::Running as u8, Ordering::Release);
+    let Some(entity) = vm.entity(VcpuId::BOOT) else {
+        lifecycle::stop(vm, End::Stopped(Reason::new(format_args!("it has no boot vCPU"))));
+        return;
+    };
+    log::info!("vm {}: running", vm.name());
+    if let Some(slot) = vcpu::slot(entity) {
+        slot.set_on(true);
+    }
+    run::wake(entity);
+}
+
+fn build_normal(
+    vm: &'static Vm,
+    spec: &VmSpec<'static>,
+    bundle: &Bundle<'static>,
+    plan: &LoadPlan,
+    fdt: &FdtBuffer,
+) -> Result<(), Reason> {
+    let (geometry, _) =
+        STAGE2.get().ok_or_else(|| Reason::new(format_args!("stage-2 is not set up")))?;
+    let mut memory = VmMemory::new(vm.owner(), spec.memory, *geometry, &vm.vmid)
+        .map_err(|error| Reason::new(format_args!("{error}")))?;
+    let filled = plan.segments.iter().all(|segment| {
+        let bytes = source_bytes(segment.source, segment.length, bundle, fdt);
+        bytes.is_some_and(|bytes| memory.fill(segment.ipa, bytes))
+    });
+    memory.clean_caches();
+    *vm.space.lock() = Space::Normal(memory);
+    if !filled {
+        return Err(Reason::new(format_args!("an image lies outside the VM's memory")));
+    }
+    *vm.services.lock() = Some(VmServices::new(&ServicesConfig {
+        vgic: VgicConfig {
+            vcpus: spec.vcpus,
+            list_registers: vgic_hw::list_registers(),
+            hardware_ppi: Some(layout::VTIMER_INTID),
+        },
+        realm_ipa_bits: None,
+        uart: spec.devices.uart,
+    }));
+    // Virtual time of the VM starts at zero.
+    let offset = timer::now_ticks();
+    for id in vm.vcpus() {
+        let (pc, x0) = if id == VcpuId::BOOT { (plan.entry.get(), plan.fdt.get()) } else { (0, 0) };
+        let kind = Kind::Normal(NormalVcpu::new(id.mpidr(), offset, pc, x0));
+        add_vcpu(vm, spec, id, kind)?;
+    }
+    map_stray_granule(vm, spec)
+}
+
+fn build_realm(
+    vm: &'static Vm,
+    spec: &VmSpec<'static>,
+    bundle: &Bundle<'static>,
+    plan: &LoadPlan,
+    fdt: &FdtBuffer,
+) -> Result<(), Reason> {
+    let rmm = super::realm::rmm()?;
+    let built = RealmSpace::build(rmm, vm, spec, bundle, plan, fdt)?;
+    let (space, recs): (RealmSpace, ArrayVec<_, MAX_VCPUS>) = built;
+    let ipa_bits = spec.realm().map(|realm| realm.ipa_bits);
+    *vm.space.lock() = Space::Realm(space);
+    *vm.services.lock() = Some(VmServices::new(&ServicesConfig {
+        vgic: VgicConfig {
+            vcpus: spec.vcpus,
+            list_registers: super::realm::list_registers(rmm),
+            hardware_ppi: None,
+        },
+        realm_ipa_bits: ipa_bits,
+        uart: spec.devices.uart,
+    }));
+    let mut failure = None;
+    for (id, rec) in vm.vcpus().zip(recs) {
+        // All RECs must reach a slot even after a failure, since teardown collects them there.
+        if let Err(reason) = add_vcpu(vm, spec, id, Kind::Rec(RecVcpu::new(rec))) {
+            failure.get_or_insert(reason);
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+/// Bytes of a segment's source.
+fn source_bytes<'a>(
+    source: Source,
+    length: u64,
+    bundle: &Bundle<'a>,
+    fdt: &'a FdtBuffer,
+) -> Option<&'a [u8]> {
+    let length = usize::try_from(length).ok()?;
+    match source {
+        Source::Bundle { offset } => {
+            let offset = usize::try_from(offset).ok()?;
+            bundle.bytes().get(offset..offset.checked_add(length)?)
+        }
+        Source::Fdt => fdt.0.get(..length),
+    }
+}
+
+/// Makes a vCPU known to the scheduler, blocked.
+fn add_vcpu(vm: &'static Vm, spec: &VmSpec<'_>, id: VcpuId, kind: Kind) -> Result<(), Reason> {
+    let params = Params {
+        priority: u8::try_from(spec.priority).unwrap_or(u8::MAX),
+        slice_ns: SLICE_NS,
+        budget: spec.budget.map(|budget| Budget {
+            budget_ns: u64::from(budget.budget_us) * 1000,
+            period_ns: u64::from(budget.period_us) * 1000,
+        }),
+        affinity: spec.affinity.map_or(CoreSet::ALL, CoreSet::from_bits),
+    };
+    let entity = SCHEDULER
+        .lock()
+        .add(params, timer::now_ns())
+        .map_err(|error| Reason::new(format_args!("{id}: {error}")))?;
+    vm.set_entity(id, Some(entity));
+    let slot = vcpu::slot(entity)
+        .ok_or_else(|| Reason::new(format_args!("{id}: no place for another vCPU")))?;
+    *slot.state.lock() = Some(Vcpu { vm, id, kind });
+    Ok(())
+}
+
+/// Maps a granule of a realm into a VM that the scenario tells to stray.
+fn map_stray_granule(vm: &Vm, spec: &VmSpec<'_>) -> Result<(), Reason> {
+    let Some(name) = spec.stray_granule_of else { return Ok(()) };
+    let victim = super::selftest::granule_of(name)
+        .ok_or_else(|| Reason::new(format_args!("{name} has no granule to stray to")))?;
+    let mut space = vm.space.lock();
+    let Space::Normal(memory) = &mut *space else { return Ok(()) };
+    memory
+        .map_stray(&vm.vmid, victim)
+        .map_err(|error| Reason::new(format_args!("stray granule: {error}")))
+}

@@ -1,0 +1,168 @@
+//! How a VM ends, and what happens then: taken apart, built once more, or recorded.
+
+use super::vcpu::{self, Kind};
+use super::{End, Phase, Reason, Space, Vm, build};
+use crate::run::{self, SCHEDULER, VmConsole};
+use arrayvec::ArrayVec;
+use core::sync::atomic::{AtomicU32, Ordering};
+use mm::Ipa;
+use sched::State;
+use vmm_services::MAX_VCPUS;
+use vmm_services::exit::{FatalCause, StopReason};
+
+/// VMs that are stopping and wait for a core to take them apart.
+static STOPPING: AtomicU32 = AtomicU32::new(0);
+/// VMs of the bundle that have not ended.
+static ALIVE: AtomicU32 = AtomicU32::new(0);
+
+/// Says how many VMs there are to wait for.
+pub fn expect(count: usize) {
+    ALIVE.store(count as u32, Ordering::Release);
+}
+
+/// Stops `vm`: no vCPU enters the guest again, and a core takes it apart when all have left.
+/// The first reason given is the one that counts.
+pub fn stop(vm: &'static Vm, end: End) {
+    vm.end.lock().get_or_insert(end);
+    STOPPING.fetch_add(1, Ordering::AcqRel);
+    if !vm.advance(Phase::Running, Phase::Stopping) {
+        STOPPING.fetch_sub(1, Ordering::AcqRel);
+        return;
+    }
+    for vcpu in vm.vcpus() {
+        if let Some(entity) = vm.entity(vcpu) {
+            let kicks = SCHEDULER.lock().pause(entity);
+            run::kick(kicks);
+        }
+    }
+}
+
+/// Records that `vm` could not be built.
+pub fn refuse(vm: &'static Vm, reason: Reason) {
+    log::error!("vm {}: refused: {reason}", vm.name());
+    *vm.end.lock() = Some(End::Refused(reason));
+    vm.phase.store(Phase::Ended as u8, Ordering::Release);
+    retire();
+}
+
+/// Takes apart VMs whose vCPUs have all left the cores. Every core calls this between vCPUs.
+pub fn work() {
+    if STOPPING.load(Ordering::Acquire) == 0 {
+        return;
+    }
+    for vm in super::all() {
+        if vm.phase() == Phase::Stopping && claim(vm) {
+            STOPPING.fetch_sub(1, Ordering::AcqRel);
+            reap(vm);
+        }
+    }
+}
+
+/// Takes `vm` out of the scheduler if none of its vCPUs runs; `true` for the one core that did.
+fn claim(vm: &Vm) -> bool {
+    let mut scheduler = SCHEDULER.lock();
+    let runs = vm
+        .vcpus()
+        .filter_map(|vcpu| vm.entity(vcpu))
+        .any(|entity| matches!(scheduler.state(entity), Some(State::Running(_))));
+    if runs || !vm.advance(Phase::Stopping, Phase::Reaping) {
+        return false;
+    }
+    for vcpu in vm.vcpus() {
+        if let Some(entity) = vm.entity(vcpu) {
+            // Not running, as was just seen under the same lock.
+            let _ = scheduler.remove(entity);
+        }
+    }
+    true
+}
+
+/// Takes `vm` apart, checks that its granules are back, and builds it again if it is to repeat.
+fn reap(vm: &'static Vm) {
+    take_apart(vm);
+    let left = crate::memory::ledger().census_of(vm.owner());
+    if !left.is_empty() {
+        log::error!("vm {}: granules still accounted to it: {left}", vm.name());
+    }
+    let again = matches!(*vm.end.lock(), Some(End::Off))
+        && vm.rounds.load(Ordering::Relaxed) < vm.spec().map_or(1, |spec| spec.repeat);
+    if !again {
+        log::info!("vm {}: destroyed", vm.name());
+        vm.phase.store(Phase::Ended as u8, Ordering::Release);
+        retire();
+        return;
+    }
+    *vm.end.lock() = None;
+    match build::build(vm) {
+        Ok(()) => build::start(vm),
+        Err(reason) => refuse(vm, reason),
+    }
+}
+
+/// Gives everything back that `vm` holds: RECs, memory, devices. Also used for half-built VMs.
+pub fn take_apart(vm: &Vm) {
+    if let Some(mut services) = vm.services.lock().take() {
+        if let Some(vm) = super::all().iter().find(|other| core::ptr::eq(*other, vm)) {
+            services.flush_console(&mut VmConsole(vm));
+        }
+    }
+    let mut recs = ArrayVec::<_, MAX_VCPUS>::new();
+    for vcpu in vm.vcpus() {
+        let Some(slot) = vm.entity(vcpu).and_then(vcpu::slot) else { continue };
+        slot.set_on(false);
+        slot.cancel_wake();
+        if let Some(vcpu) = slot.state.lock().take() {
+            if let Kind::Rec(rec) = vcpu.kind {
+                recs.push(rec.into_rec());
+            }
+        }
+        vm.set_entity(vcpu, None);
+    }
+    let space = core::mem::replace(&mut *vm.space.lock(), Space::None);
+    match space {
+        Space::None => {}
+        Space::Normal(memory) => memory.release(&vm.vmid),
+        Space::Realm(realm) => realm.destroy(vm, recs),
+    }
+}
+
+/// One VM less to wait for; the last one ends the machine.
+fn retire() {
+    if ALIVE.fetch_sub(1, Ordering::AcqRel) == 1 {
+        super::summary::finish();
+    }
+}
+
+/// Says in words why the services stopped a VM.
+#[must_use]
+pub fn explain(vm: &Vm, reason: &StopReason) -> Reason {
+    match *reason {
+        StopReason::Fatal(FatalCause::GranuleProtection { ipa }) => {
+            granule_protection(vm, Ipa::new(ipa))
+        }
+        StopReason::Fatal(FatalCause::ExternalAbort { esr, .. }) => {
+            Reason::new(format_args!("external abort (ESR_EL2 {esr:#x})"))
+        }
+        StopReason::Fatal(FatalCause::UnknownException { esr }) => {
+            Reason::new(format_args!("exception that nothing can answer (ESR_EL2 {esr:#x})"))
+        }
+        StopReason::Protocol(text) => Reason::new(format_args!("{text}")),
+    }
+}
+
+fn granule_protection(vm: &Vm, ipa: Ipa) -> Reason {
+    let Space::Normal(memory) = &*vm.space.lock() else {
+        return Reason::new(format_args!("granule protection fault at IPA {ipa}"));
+    };
+    match memory.backing(ipa.align_down(mm::PAGE_SIZE)) {
+        Some((mapping, Some(state))) => Reason::new(format_args!(
+            "granule protection fault at IPA {ipa}: stage-2 maps {}, {state}",
+            mapping.pa
+        )),
+        Some((mapping, None)) => Reason::new(format_args!(
+            "granule protection fault at IPA {ipa}: stage-2 maps {}, which is not RAM",
+            mapping.pa
+        )),
+        None => Reason::new(format_args!("granule protection fault at IPA {ipa}")),
+    }
+}

@@ -1,0 +1,231 @@
+//! The VMs of the bundle: their state, their vCPUs, and how they begin and end.
+//!
+//! A [`Vm`] and a [`vcpu::VcpuSlot`] are statics: there are as many as the hypervisor can ever run.
+//! Locks are taken in this order, and none is held across a guest's run except the vCPU's own:
+//! vCPU, then services, then memory, then the scheduler, then the ledger.
+
+pub mod build;
+pub mod lifecycle;
+pub mod memory;
+pub mod normal;
+pub mod realm;
+pub mod rec;
+pub mod selftest;
+pub mod stats;
+pub mod summary;
+pub mod vcpu;
+
+use crate::sync::Lock;
+use arrayvec::ArrayString;
+use core::fmt;
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering};
+use mm::ledger::Owner;
+use mm::stage2::VmidSlot;
+use sched::EntityId;
+use spin::Once;
+use stats::Stats;
+use vmm_services::manifest::{Bundle, VmSpec};
+use vmm_services::{VcpuId, VmServices};
+
+pub use vmm_services::MAX_VCPUS;
+pub use vmm_services::manifest::MAX_VMS;
+
+/// The bundle that the machine was booted with.
+static BUNDLE: Once<Bundle<'static>> = Once::new();
+
+/// Every VM there can be; those of the bundle come first.
+static VMS: [Vm; MAX_VMS] = {
+    let mut index = 0;
+    let mut vms = [const { Vm::new(0) }; MAX_VMS];
+    while index < MAX_VMS {
+        vms[index].index = index as u8;
+        index += 1;
+    }
+    vms
+};
+
+/// What a VM is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    /// The bundle does not use this slot, or the VM is not built yet.
+    Idle,
+    /// Its vCPUs may run.
+    Running,
+    /// Its vCPUs must not enter the guest again; those inside are leaving.
+    Stopping,
+    /// One core takes it apart.
+    Reaping,
+    /// It is gone, and what is left is its record.
+    Ended,
+}
+
+impl Phase {
+    const ALL: [Self; 5] = [Self::Idle, Self::Running, Self::Stopping, Self::Reaping, Self::Ended];
+}
+
+/// How a VM ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The guest turned itself off.
+    Off,
+    /// The guest said that it failed, or the hypervisor had to stop it.
+    Stopped(Reason),
+    /// It could not be built.
+    Refused(Reason),
+}
+
+/// Why a VM was stopped or refused, cut to what fits.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reason(ArrayString<200>);
+
+impl Reason {
+    /// Formats a reason; what does not fit is cut off.
+    #[must_use]
+    pub fn new(text: fmt::Arguments<'_>) -> Self {
+        struct Cut<'a>(&'a mut ArrayString<200>);
+        impl fmt::Write for Cut<'_> {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                for character in text.chars() {
+                    // One line, and quotes would end the field in the report.
+                    let shown =
+                        if character.is_control() || character == '"' { ' ' } else { character };
+                    if self.0.try_push(shown).is_err() {
+                        break;
+                    }
+                }
+                Ok(())
+            }
+        }
+        let mut reason = Self::default();
+        // `Cut` never fails.
+        let _ = fmt::write(&mut Cut(&mut reason.0), text);
+        reason
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Memory of a VM.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one per VM slot, in a static, and no heap to put the large one on"
+)]
+pub enum Space {
+    /// None: not built, or taken apart.
+    None,
+    /// A normal VM.
+    Normal(memory::VmMemory),
+    /// A realm.
+    Realm(realm::RealmSpace),
+}
+
+/// One VM.
+pub struct Vm {
+    index: u8,
+    spec: Once<VmSpec<'static>>,
+    phase: AtomicU8,
+    end: Lock<Option<End>>,
+    /// Device models, interrupt controller, power state.
+    pub services: Lock<Option<VmServices>>,
+    /// RAM and translation tables.
+    pub space: Lock<Space>,
+    /// VMID of a normal VM.
+    pub vmid: VmidSlot,
+    /// Scheduler entity of each vCPU, plus one; 0 for none.
+    entities: [AtomicU16; MAX_VCPUS],
+    /// What it cost so far.
+    pub stats: Stats,
+    /// How often it was built.
+    rounds: AtomicU32,
+}
+
+impl Vm {
+    const fn new(index: u8) -> Self {
+        Self {
+            index,
+            spec: Once::new(),
+            phase: AtomicU8::new(Phase::Idle as u8),
+            end: Lock::new(None),
+            services: Lock::new(None),
+            space: Lock::new(Space::None),
+            vmid: VmidSlot::new(),
+            entities: [const { AtomicU16::new(0) }; MAX_VCPUS],
+            stats: Stats::new(),
+            rounds: AtomicU32::new(0),
+        }
+    }
+
+    /// What the bundle says about it.
+    #[must_use]
+    pub fn spec(&self) -> Option<&VmSpec<'static>> {
+        self.spec.get()
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.spec.get().map_or("?", |spec| spec.name)
+    }
+
+    /// Who its granules are accounted to.
+    #[must_use]
+    pub const fn owner(&self) -> Owner {
+        Owner::vm(self.index as u16 + 1)
+    }
+
+    /// What it is doing.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        let phase = usize::from(self.phase.load(Ordering::Acquire));
+        Phase::ALL.get(phase).copied().unwrap_or(Phase::Ended)
+    }
+
+    /// Goes from one phase to another; `false` if it was not in the first.
+    fn advance(&self, from: Phase, to: Phase) -> bool {
+        self.phase
+            .compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+
+    /// Scheduler entity of a vCPU.
+    #[must_use]
+    pub fn entity(&self, vcpu: VcpuId) -> Option<EntityId> {
+        let stored = self.entities.get(vcpu.index())?.load(Ordering::Acquire);
+        stored.checked_sub(1).map(EntityId)
+    }
+
+    fn set_entity(&self, vcpu: VcpuId, entity: Option<EntityId>) {
+        if let Some(slot) = self.entities.get(vcpu.index()) {
+            slot.store(entity.map_or(0, |entity| entity.0 + 1), Ordering::Release);
+        }
+    }
+
+    /// Its vCPUs.
+    pub fn vcpus(&self) -> impl Iterator<Item = VcpuId> + use<> {
+        let count = self.spec.get().map_or(0, |spec| spec.vcpus);
+        (0..count).filter_map(VcpuId::new)
+    }
+}
+
+/// The VMs of the bundle.
+pub fn all() -> &'static [Vm] {
+    let count = BUNDLE.get().map_or(0, |bundle| bundle.vms.len());
+    VMS.get(..count).unwrap_or(&[])
+}
+
+/// The bundle.
+#[must_use]
+pub fn bundle() -> Option<&'static Bundle<'static>> {
+    BUNDLE.get()
+}

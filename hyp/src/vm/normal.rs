@@ -1,0 +1,291 @@
+//! A vCPU of a normal VM: its registers are ours, and we enter it by `eret`.
+
+use crate::arch::el1::{self, El1State, Injection, PSTATE_RESET, VirtualTimer};
+use crate::arch::esr::{self, Esr, SysRegAccess, class};
+use crate::arch::guest::{self, GuestContext, Trap};
+use crate::arch::id_regs;
+use crate::arch::sysreg::read_sysreg;
+use crate::arch::vgic_hw::{self, VirtualInterface};
+use crate::vm::{Space, Vm};
+use mm::Ipa;
+use mm::stage2::{Access as FaultAccess, FaultOutcome};
+use vmm_services::exit::{
+    Access, CALL_REGISTERS, Exit, FatalCause, MmioAccess, Resume, SysReg, WaitKind, Width,
+};
+use vmm_services::layout;
+use vmm_services::vgic::LrImage;
+
+/// Registers and interrupt state of one normal vCPU.
+pub struct NormalVcpu {
+    context: GuestContext,
+    el1: El1State,
+    interface: VirtualInterface,
+    /// List registers as of the last flush or sync.
+    pub image: LrImage,
+    /// How many hardware list registers hold something of this vCPU.
+    written: usize,
+    completion: Completion,
+}
+
+/// How the instruction that trapped is completed when the answer is there.
+#[derive(Clone, Copy, Debug, Default)]
+struct Completion {
+    /// Bytes from the trapped instruction to the next one; 0 for HVC, whose return address is the
+    /// next one already.
+    advance: u64,
+    /// Where the result of a load or register read goes.
+    destination: Option<Destination>,
+    /// Virtual address and kind of the access, in case that an abort is injected.
+    abort: Option<Injection>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Destination {
+    register: u8,
+    width: Width,
+    sign_extend: bool,
+    sixty_four: bool,
+}
+
+/// What a trap needs before it can go on.
+pub enum Outcome {
+    /// Ask the services.
+    Exit(Exit),
+    /// Done already; enter the guest again.
+    Handled,
+}
+
+impl NormalVcpu {
+    /// A vCPU at power-on, that starts at `pc` with `x0`.
+    #[must_use]
+    pub fn new(mpidr: u64, counter_offset: u64, pc: u64, x0: u64) -> Self {
+        let mut context = GuestContext { pc, pstate: PSTATE_RESET, ..GuestContext::default() };
+        context.set_reg(0, x0);
+        // MPIDR_EL1 bit 31 is RES1.
+        let el1 = El1State::at_reset(mpidr | 1 << 31, counter_offset);
+        Self {
+            context,
+            el1,
+            interface: VirtualInterface::default(),
+            image: LrImage::EMPTY,
+            written: 0,
+            completion: Completion::default(),
+        }
+    }
+
+    /// Puts this vCPU into the registers of this core.
+    pub fn load(&mut self) {
+        self.el1.restore();
+        self.interface.restore();
+        self.written = 0;
+    }
+
+    /// Takes this vCPU out of the registers of this core.
+    pub fn unload(&mut self) {
+        self.interface.save();
+        self.el1.save();
+    }
+
+    /// Enters the guest until its next exit. The vCPU is loaded.
+    pub fn enter(&mut self) -> Trap {
+        self.written = vgic_hw::load(&self.image, self.written);
+        let trap = guest::enter(&mut self.context);
+        vgic_hw::store(&mut self.image);
+        trap
+    }
+
+    /// Physical counter value at which the guest's virtual timer fires; `None` while it cannot.
+    #[must_use]
+    pub fn timer_deadline(&self) -> Option<u64> {
+        let timer = VirtualTimer::read();
+        timer.is_armed().then(|| timer.cval.wrapping_add(self.el1.counter_offset()))
+    }
+
+    /// Ticks between the physical and the guest's virtual counter.
+    #[must_use]
+    pub fn counter_offset(&self) -> u64 {
+        self.el1.counter_offset()
+    }
+
+    /// Converts a value of the guest's virtual counter to one of the physical counter.
+    #[must_use]
+    pub fn physical_count(&self, virtual_count: u64) -> u64 {
+        virtual_count.wrapping_add(self.el1.counter_offset())
+    }
+
+    /// Decodes a synchronous exception, and deals with it if it concerns only this vCPU's
+    /// registers or an entry of stage-2.
+    pub fn decode(&mut self, vm: &Vm) -> Outcome {
+        let esr = Esr(read_sysreg!("esr_el2"));
+        self.completion = Completion { advance: esr.instruction_bytes(), ..Completion::default() };
+        match esr.class() {
+            class::WFX => {
+                let kind = if esr.iss() & 1 == 0 { WaitKind::Interrupt } else { WaitKind::Event };
+                Outcome::Exit(Exit::Wait { kind, deadline: None })
+            }
+            class::HVC64 => {
+                self.completion.advance = 0;
+                Outcome::Exit(self.call(esr.iss() as u16))
+            }
+            class::SMC64 => Outcome::Exit(self.call(esr.iss() as u16)),
+            class::SYSREG => self.system_register(esr.iss()),
+            class::DATA_ABORT | class::INSTRUCTION_ABORT => self.abort(esr, vm),
+            class::FP | class::SVE => self.undefined(),
+            _ => Outcome::Exit(Exit::Fatal(FatalCause::UnknownException { esr: esr.0 })),
+        }
+    }
+
+    fn call(&self, immediate: u16) -> Exit {
+        if immediate == 0 {
+            let mut registers = [0; CALL_REGISTERS];
+            registers.copy_from_slice(&self.context.x[..CALL_REGISTERS]);
+            Exit::Smccc(registers)
+        } else {
+            Exit::HostCall { imm: immediate, args: self.context.x }
+        }
+    }
+
+    fn undefined(&mut self) -> Outcome {
+        el1::inject(&mut self.context, Injection::Undefined);
+        Outcome::Handled
+    }
+
+    /// Answers the registers whose value is ours alone; the interrupt controller's go to services.
+    fn system_register(&mut self, iss: u32) -> Outcome {
+        const ACTLR_EL1: u32 = esr::encoding(3, 0, 1, 0, 1);
+        /// Op0 of debug, trace and OS lock registers.
+        const DEBUG: u32 = 2;
+        let access = SysRegAccess::from_iss(iss);
+        let value = match access.encoding {
+            register if register >> 14 == DEBUG => Some(0),
+            ACTLR_EL1 => Some(0),
+            register => id_regs::read(register),
+        };
+        if let Some(value) = value {
+            if access.read {
+                self.context.set_reg(access.register, value);
+            }
+            self.context.pc = self.context.pc.wrapping_add(self.completion.advance);
+            return Outcome::Handled;
+        }
+        let direction = if access.read {
+            self.completion.destination = Some(Destination {
+                register: access.register,
+                width: Width::Double,
+                sign_extend: false,
+                sixty_four: true,
+            });
+            Access::Read
+        } else {
+            Access::Write(self.context.reg(access.register))
+        };
+        Outcome::Exit(Exit::SysReg { reg: SysReg::from_iss(iss), access: direction })
+    }
+
+    fn abort(&mut self, esr: Esr, vm: &Vm) -> Outcome {
+        let far = read_sysreg!("far_el2");
+        let ipa = esr::fault_ipa(read_sysreg!("hpfar_el2"), far);
+        let fetch = esr.class() == class::INSTRUCTION_ABORT;
+        if esr.is_granule_protection_fault() {
+            return Outcome::Exit(Exit::Fatal(FatalCause::GranuleProtection { ipa: ipa.get() }));
+        }
+        if !esr.is_stage2_fault() {
+            let cause = FatalCause::ExternalAbort { esr: esr.0, ipa: 0 };
+            return Outcome::Exit(Exit::Fatal(cause));
+        }
+        self.completion.abort = Some(if fetch {
+            Injection::InstructionAbort { far }
+        } else {
+            Injection::DataAbort { far }
+        });
+        let access = esr.access();
+        let write = !fetch && esr.is_write();
+        let wanted = match (fetch, write) {
+            (true, _) => FaultAccess::Execute,
+            (false, true) => FaultAccess::Write,
+            (false, false) => FaultAccess::Read,
+        };
+        // Device models live below RAM, where nothing is ever mapped.
+        if ipa >= layout::RAM {
+            if let Space::Normal(memory) = &mut *vm.space.lock() {
+                if memory.resolve_fault(&vm.vmid, ipa, wanted) == FaultOutcome::Retry {
+                    return Outcome::Handled;
+                }
+            }
+        }
+        match access {
+            Some(access) if !fetch && !esr.is_stage1_walk() => {
+                Outcome::Exit(Exit::Mmio(self.mmio(ipa, access)))
+            }
+            _ => Outcome::Exit(Exit::Stage2Fault { ipa, fetch, write }),
+        }
+    }
+
+    fn mmio(&mut self, ipa: Ipa, access: esr::Access) -> MmioAccess {
+        let width = match access.size {
+            1 => Width::Byte,
+            2 => Width::Half,
+            4 => Width::Word,
+            _ => Width::Double,
+        };
+        let direction = if access.write {
+            Access::Write(self.context.reg(access.register) & width.mask())
+        } else {
+            self.completion.destination = Some(Destination {
+                register: access.register,
+                width,
+                sign_extend: access.sign_extend,
+                sixty_four: access.sixty_four,
+            });
+            Access::Read
+        };
+        MmioAccess { ipa, width, access: direction }
+    }
+
+    /// Applies an answer to the registers. What concerns more than them (power, waiting, stopping)
+    /// is the run loop's; it is completed here only as far as the instruction itself goes.
+    pub fn resume(&mut self, resume: &Resume) {
+        let Completion { advance, destination, abort } = core::mem::take(&mut self.completion);
+        match *resume {
+            Resume::Read(value) => {
+                if let Some(destination) = destination {
+                    self.context.set_reg(destination.register, destination.extend(value));
+                }
+            }
+            Resume::Results(values) => self.context.x[..4].copy_from_slice(&values),
+            Resume::HostCallDone(value) => self.context.set_reg(0, value),
+            // PSCI SUCCESS for the caller.
+            Resume::CpuOn { .. } => self.context.set_reg(0, 0),
+            Resume::Done | Resume::Block { .. } | Resume::Yield => {}
+            Resume::InjectUndefined => {
+                el1::inject(&mut self.context, Injection::Undefined);
+                return;
+            }
+            Resume::InjectExternalAbort => {
+                el1::inject(&mut self.context, abort.unwrap_or(Injection::Undefined));
+                return;
+            }
+            _ => return,
+        }
+        self.context.pc = self.context.pc.wrapping_add(advance);
+    }
+
+    /// Where the vCPU is, for reports: program counter and processor state.
+    #[must_use]
+    pub fn position(&self) -> (u64, u64) {
+        (self.context.pc, self.context.pstate)
+    }
+}
+
+impl Destination {
+    /// Makes a register value of the zero-extended `value`.
+    fn extend(self, value: u64) -> u64 {
+        let value = value & self.width.mask();
+        if !self.sign_extend {
+            return value;
+        }
+        let unused = 64 - 8 * self.width.bytes() as u32;
+        let extended = ((value << unused).cast_signed() >> unused).cast_unsigned();
+        if self.sixty_four { extended } else { extended & 0xffff_ffff }
+    }
+}

@@ -1,0 +1,125 @@
+//! What a VM cost: exits by cause, and time by where it was spent.
+
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+use vmm_services::exit::{Access, Exit};
+
+macro_rules! causes {
+    ($($(#[$doc:meta])* $name:ident = $text:literal),* $(,)?) => {
+        /// Causes by which exits are counted.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Cause {
+            $($(#[$doc])* $name),*
+        }
+
+        impl Cause {
+            /// All causes, in the order of their columns.
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            /// Heading of the column.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text),* }
+            }
+        }
+    };
+}
+
+causes! {
+    /// Physical interrupt.
+    Interrupt = "irq",
+    /// Emulated device access.
+    Mmio = "mmio",
+    /// SMC calling convention, PSCI included.
+    Call = "call",
+    /// Host call.
+    HostCall = "host",
+    /// WFI or WFE.
+    Wait = "wait",
+    /// Trapped system register.
+    SysReg = "sysreg",
+    /// Memory fault: mended or not.
+    Fault = "fault",
+    /// RIPAS change of a realm.
+    Ripas = "ripas",
+    /// Anything else.
+    Other = "other",
+}
+
+impl Cause {
+    /// The cause of `exit`.
+    #[must_use]
+    pub const fn of(exit: &Exit) -> Self {
+        match exit {
+            Exit::Mmio(_) => Self::Mmio,
+            Exit::Stage2Fault { .. } => Self::Fault,
+            Exit::Smccc(_) | Exit::Psci(_) => Self::Call,
+            Exit::HostCall { .. } => Self::HostCall,
+            Exit::Wait { .. } => Self::Wait,
+            Exit::SysReg { access: Access::Read | Access::Write(_), .. } => Self::SysReg,
+            Exit::RipasChange { .. } => Self::Ripas,
+            Exit::Interrupt => Self::Interrupt,
+            Exit::Fatal(_) => Self::Other,
+        }
+    }
+}
+
+/// Counters of one VM. Times are in ticks of the system counter.
+#[derive(Debug, Default)]
+pub struct Stats {
+    exits: [AtomicU64; Cause::ALL.len()],
+    /// Time in the guest; for a realm, from REC_ENTER to its return, RMM and EL3 included.
+    pub guest_ticks: AtomicU64,
+    /// Time in the hypervisor on behalf of the VM.
+    pub host_ticks: AtomicU64,
+    /// Time in RMI calls other than REC_ENTER.
+    pub rmm_ticks: AtomicU64,
+    /// Largest number of granules that the VM had.
+    pub granules: AtomicU64,
+}
+
+impl Stats {
+    /// Counters at zero.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            exits: [const { AtomicU64::new(0) }; Cause::ALL.len()],
+            guest_ticks: AtomicU64::new(0),
+            host_ticks: AtomicU64::new(0),
+            rmm_ticks: AtomicU64::new(0),
+            granules: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts an exit.
+    pub fn count(&self, cause: Cause) {
+        if let Some(counter) = self.exits.get(cause as usize) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Number of exits by `cause`.
+    #[must_use]
+    pub fn exits(&self, cause: Cause) -> u64 {
+        self.exits.get(cause as usize).map_or(0, |counter| counter.load(Ordering::Relaxed))
+    }
+
+    /// Remembers the largest number of granules seen.
+    pub fn note_granules(&self, granules: u64) {
+        self.granules.fetch_max(granules, Ordering::Relaxed);
+    }
+}
+
+/// Ticks, displayed as milliseconds with three decimals.
+#[derive(Clone, Copy, Debug)]
+pub struct Milliseconds(pub u64);
+
+impl fmt::Display for Milliseconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let micros = crate::arch::timer::ticks_to_ns(self.0) / 1000;
+        // Twelve columns for 99 days is enough.
+        let mut text = arrayvec::ArrayString::<24>::new();
+        fmt::write(&mut text, format_args!("{}.{:03}", micros / 1000, micros % 1000))?;
+        f.pad(&text)
+    }
+}

@@ -1,0 +1,129 @@
+//! The report at the end: what became of each VM, what it cost, and whether all granules are back.
+
+use super::stats::{Cause, Milliseconds};
+use super::{End, Vm};
+use crate::{panic, println};
+use core::sync::atomic::{AtomicBool, Ordering};
+use mm::ledger::Census;
+use spin::Once;
+use vmm_services::manifest::Expect;
+
+/// The ledger before the first VM was built.
+static START: Once<Census> = Once::new();
+/// Whether the self test, if the scenario has one, found what it should.
+static SELF_TEST_FAILED: AtomicBool = AtomicBool::new(false);
+
+/// Remembers the ledger as it is before the first VM.
+pub fn begin() {
+    START.call_once(|| crate::memory::ledger().census());
+}
+
+/// Makes the scenario fail: a self test did not find what it should.
+pub fn fail_self_test() {
+    SELF_TEST_FAILED.store(true, Ordering::Relaxed);
+}
+
+/// Prints the report and powers the machine off.
+pub fn finish() -> ! {
+    table();
+    let granules_ok = granules();
+    if super::selftest::is_missing() {
+        println!("selftest: FAILED, no realm ran long enough to be tested");
+        fail_self_test();
+    }
+    let mut ok = granules_ok && !SELF_TEST_FAILED.load(Ordering::Relaxed);
+    for vm in super::all() {
+        ok &= verdict(vm);
+    }
+    let scenario = super::bundle().map_or("?", |bundle| bundle.scenario);
+    println!("scenario {scenario}: {}", if ok { "ok" } else { "failed" });
+    panic::power_off()
+}
+
+fn table() {
+    println!();
+    println!(
+        "{:<16} {:<5} {:<8} {:>5} {:>12} {:>12} {:>12} {:>9}",
+        "vm", "kind", "end", "vcpus", "guest ms", "hyp ms", "rmm ms", "granules"
+    );
+    for vm in super::all() {
+        let Some(spec) = vm.spec() else { continue };
+        let stats = &vm.stats;
+        println!(
+            "{:<16} {:<5} {:<8} {:>5} {:>12} {:>12} {:>12} {:>9}",
+            spec.name,
+            kind(vm),
+            state(vm),
+            spec.vcpus,
+            Milliseconds(stats.guest_ticks.load(Ordering::Relaxed)),
+            Milliseconds(stats.host_ticks.load(Ordering::Relaxed)),
+            Milliseconds(stats.rmm_ticks.load(Ordering::Relaxed)),
+            stats.granules.load(Ordering::Relaxed),
+        );
+    }
+    println!("times: guest of a realm is REC_ENTER as a whole; rmm is all other RMI calls");
+    for vm in super::all() {
+        crate::print!("exits of {}:", vm.name());
+        for &cause in Cause::ALL {
+            crate::print!(" {} {}", cause.name(), vm.stats.exits(cause));
+        }
+        println!();
+    }
+}
+
+/// Compares the ledger with that of the start.
+fn granules() -> bool {
+    let now = crate::memory::ledger().census();
+    let used: u64 = super::all().iter().map(|vm| vm.stats.granules.load(Ordering::Relaxed)).sum();
+    let Some(start) = START.get() else { return false };
+    if *start == now {
+        println!("granules: all {used} returned");
+        return true;
+    }
+    let missing = start.free().saturating_sub(now.free());
+    println!("granules: {missing} of {used} missing ({now})");
+    false
+}
+
+fn kind(vm: &Vm) -> &'static str {
+    match vm.spec().and_then(|spec| spec.realm()) {
+        Some(_) => "realm",
+        None => "vm",
+    }
+}
+
+fn state(vm: &Vm) -> &'static str {
+    match *vm.end.lock() {
+        Some(End::Off) => "off",
+        Some(End::Stopped(_)) => "stopped",
+        Some(End::Refused(_)) => "refused",
+        None => "running",
+    }
+}
+
+/// Prints the line that tools read for one VM; `true` if it ended as the scenario expects.
+fn verdict(vm: &Vm) -> bool {
+    let Some(spec) = vm.spec() else { return false };
+    let end = vm.end.lock();
+    let reason = match &*end {
+        Some(End::Stopped(reason) | End::Refused(reason)) => reason.as_str(),
+        _ => "",
+    };
+    let (expected, matches) = match spec.expect {
+        Expect::Off => ("off", matches!(*end, Some(End::Off))),
+        Expect::Stopped => ("stopped", matches!(*end, Some(End::Stopped(_)))),
+        Expect::Refused => ("refused", matches!(*end, Some(End::Refused(_)))),
+    };
+    let ok = matches && spec.expect_reason.is_none_or(|wanted| reason.contains(wanted));
+    // The state needs the lock again.
+    let reason = super::Reason::new(format_args!("{reason}"));
+    drop(end);
+    println!(
+        "end vm={} kind={} state={} reason=\"{reason}\" expect={expected} ok={}",
+        spec.name,
+        kind(vm),
+        state(vm),
+        if ok { "yes" } else { "no" }
+    );
+    ok
+}

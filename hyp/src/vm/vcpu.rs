@@ -1,0 +1,230 @@
+//! vCPUs of either kind, by the number that the scheduler knows them by.
+
+use super::normal::{NormalVcpu, Outcome};
+use super::rec::RecVcpu;
+use super::{Vm, stats::Cause};
+use crate::arch::guest::Trap;
+use crate::arch::timer;
+use crate::sync::Lock;
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use mm::Ipa;
+use sched::EntityId;
+use vmm_services::VcpuId;
+use vmm_services::exit::{Exit, FatalCause, Resume};
+use vmm_services::vgic::{LrImage, Vgic};
+
+/// Most vCPUs of all VMs together.
+pub const MAX_ENTITIES: usize = 32;
+/// No wake-up is planned.
+const NEVER: u64 = u64::MAX;
+
+static SLOTS: [VcpuSlot; MAX_ENTITIES] = [const { VcpuSlot::new() }; MAX_ENTITIES];
+
+/// Place of one vCPU.
+pub struct VcpuSlot {
+    /// The vCPU; locked by the core that runs it for as long as it does.
+    pub state: Lock<Option<Vcpu>>,
+    /// Whether its VM has it turned on: an interrupt for a vCPU that is off must not run it.
+    on: AtomicBool,
+    /// When to wake it if nothing else does (nanoseconds).
+    wake_at: AtomicU64,
+    /// Core that watches `wake_at`.
+    watcher: AtomicUsize,
+}
+
+impl VcpuSlot {
+    const fn new() -> Self {
+        Self {
+            state: Lock::new(None),
+            on: AtomicBool::new(false),
+            wake_at: AtomicU64::new(NEVER),
+            watcher: AtomicUsize::new(0),
+        }
+    }
+
+    /// Whether its VM has it turned on.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.on.load(Ordering::Acquire)
+    }
+
+    /// Turns it on or off.
+    pub fn set_on(&self, on: bool) {
+        self.on.store(on, Ordering::Release);
+    }
+
+    /// Plans a wake-up at `deadline` (nanoseconds), watched by this core.
+    pub fn plan_wake(&self, deadline: Option<u64>) {
+        self.watcher.store(crate::arch::percpu::core_index(), Ordering::Relaxed);
+        self.wake_at.store(deadline.unwrap_or(NEVER), Ordering::Release);
+    }
+
+    /// Takes the planned wake-up back.
+    pub fn cancel_wake(&self) {
+        self.wake_at.store(NEVER, Ordering::Release);
+    }
+}
+
+/// The slot of `entity`.
+#[must_use]
+pub fn slot(entity: EntityId) -> Option<&'static VcpuSlot> {
+    SLOTS.get(entity.index())
+}
+
+/// The next wake-up that this core has to see to, in nanoseconds.
+#[must_use]
+pub fn next_wake() -> Option<u64> {
+    watched().map(|(_, at)| at).min()
+}
+
+/// Calls `wake` for each vCPU whose wake-up time has come.
+pub fn wake_due(now: u64, mut wake: impl FnMut(EntityId)) {
+    for (index, at) in watched() {
+        let Some(slot) = SLOTS.get(index).filter(|_| at <= now) else { continue };
+        // Another core may have run it meanwhile and planned anew.
+        if slot.wake_at.compare_exchange(at, NEVER, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            wake(EntityId(index as u16));
+        }
+    }
+}
+
+fn watched() -> impl Iterator<Item = (usize, u64)> {
+    let core = crate::arch::percpu::core_index();
+    SLOTS.iter().enumerate().filter_map(move |(index, slot)| {
+        let at = slot.wake_at.load(Ordering::Acquire);
+        (at != NEVER && slot.watcher.load(Ordering::Relaxed) == core).then_some((index, at))
+    })
+}
+
+/// One vCPU.
+pub struct Vcpu {
+    /// Its VM.
+    pub vm: &'static Vm,
+    /// Which vCPU of the VM it is.
+    pub id: VcpuId,
+    /// What runs it.
+    pub kind: Kind,
+}
+
+/// The two kinds of vCPU. Nothing outside this module and the builders needs to ask which it is.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one per entity, in a static, and no heap to put the large one on"
+)]
+pub enum Kind {
+    /// We hold its registers and enter it by `eret`.
+    Normal(NormalVcpu),
+    /// The RMM holds its registers, and we enter it by REC_ENTER.
+    Rec(RecVcpu),
+}
+
+impl Vcpu {
+    /// Puts the vCPU into this core.
+    pub fn load(&mut self) {
+        if let Kind::Normal(vcpu) = &mut self.kind {
+            let vttbr = crate::run::vttbr(self.vm);
+            crate::arch::tlb::load(vttbr);
+            vcpu.load();
+        }
+    }
+
+    /// Takes the vCPU out of this core.
+    pub fn unload(&mut self) {
+        if let Kind::Normal(vcpu) = &mut self.kind {
+            vcpu.unload();
+            crate::arch::tlb::unload();
+        }
+    }
+
+    /// Its list registers.
+    pub fn image(&mut self) -> &mut LrImage {
+        match &mut self.kind {
+            Kind::Normal(vcpu) => &mut vcpu.image,
+            Kind::Rec(vcpu) => &mut vcpu.image,
+        }
+    }
+
+    /// Enters the guest and tells why it came back; `None` if that is dealt with already.
+    pub fn enter(&mut self) -> Option<Exit> {
+        let before = timer::now_ticks();
+        let (exit, after) = match &mut self.kind {
+            Kind::Normal(vcpu) => {
+                let trap = vcpu.enter();
+                let after = timer::now_ticks();
+                (normal_exit(vcpu, trap, self.vm), after)
+            }
+            Kind::Rec(vcpu) => {
+                let raw = vcpu.enter();
+                let after = timer::now_ticks();
+                (vcpu.exit(raw, self.vm), after)
+            }
+        };
+        self.vm.stats.guest_ticks.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
+        self.vm.stats.count(exit.as_ref().map_or(Cause::Fault, Cause::of));
+        exit
+    }
+
+    /// Tells the interrupt controller about the guest's timers, as far as that is known from the
+    /// exit alone.
+    pub fn report_timers(&self, vgic: &mut Vgic) {
+        if let Kind::Rec(vcpu) = &self.kind {
+            vcpu.report_timers(self.id, vgic);
+        }
+    }
+
+    /// When the guest's timers fire next, in nanoseconds. The vCPU is loaded.
+    #[must_use]
+    pub fn timer_deadline(&self) -> Option<u64> {
+        let ticks = match &self.kind {
+            Kind::Normal(vcpu) => vcpu.timer_deadline(),
+            Kind::Rec(vcpu) => vcpu.timer_deadline(),
+        };
+        ticks.map(timer::ticks_to_ns)
+    }
+
+    /// Converts a value of the guest's virtual counter to nanoseconds.
+    #[must_use]
+    pub fn virtual_time(&self, count: u64) -> u64 {
+        timer::ticks_to_ns(match &self.kind {
+            Kind::Normal(vcpu) => vcpu.physical_count(count),
+            // The RMM gives realms the physical counter.
+            Kind::Rec(_) => count,
+        })
+    }
+
+    /// Completes the instruction that led to the last exit, as far as it concerns registers.
+    pub fn resume(&mut self, resume: &Resume) {
+        match &mut self.kind {
+            Kind::Normal(vcpu) => vcpu.resume(resume),
+            Kind::Rec(vcpu) => vcpu.resume(resume),
+        }
+    }
+
+    /// Turns the vCPU `target` of the same VM on. Only for normal VMs: the RMM starts RECs itself.
+    pub fn start_sibling(&self, target: VcpuId, entry: Ipa, context: u64) -> Option<EntityId> {
+        let Kind::Normal(vcpu) = &self.kind else { return None };
+        let entity = self.vm.entity(target)?;
+        let slot = slot(entity)?;
+        let fresh = NormalVcpu::new(target.mpidr(), vcpu.counter_offset(), entry.get(), context);
+        // The target is off: at most it is just leaving its core, which does not wait for us.
+        let mut state = slot.state.lock();
+        state.as_mut()?.kind = Kind::Normal(fresh);
+        drop(state);
+        slot.set_on(true);
+        Some(entity)
+    }
+}
+
+fn normal_exit(vcpu: &mut NormalVcpu, trap: Trap, vm: &Vm) -> Option<Exit> {
+    match trap {
+        Trap::Irq | Trap::Fiq => Some(Exit::Interrupt),
+        Trap::SError => {
+            let esr = crate::arch::sysreg::read_sysreg!("esr_el2");
+            Some(Exit::Fatal(FatalCause::ExternalAbort { esr, ipa: 0 }))
+        }
+        Trap::Sync => match vcpu.decode(vm) {
+            Outcome::Exit(exit) => Some(exit),
+            Outcome::Handled => None,
+        },
+    }
+}
