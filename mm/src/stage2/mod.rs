@@ -28,6 +28,11 @@ mod track;
 mod vmid;
 mod walker;
 
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod properties;
+
 use core::fmt;
 
 pub use descriptor::{Attributes, MemoryType, Permissions};
