@@ -25,6 +25,8 @@ mod esr;
 mod exit;
 mod gic;
 pub mod granule;
+#[cfg(feature = "std")]
+pub mod host;
 mod inject;
 pub mod measurement;
 pub mod monitor;
