@@ -89,9 +89,11 @@ impl<const CORES: usize> VmidAllocator<CORES> {
     #[must_use]
     pub const fn new(bits: VmidBits) -> Self {
         const { assert!(CORES >= 1 && CORES <= 64, "every core may hold two numbers") };
-        Self::with_numbers(match bits {
-            VmidBits::Eight | VmidBits::Sixteen => NUMBERS,
-        })
+        let machine: u64 = match bits {
+            VmidBits::Eight => 1 << 8,
+            VmidBits::Sixteen => 1 << 16,
+        };
+        Self::with_numbers(if machine < NUMBERS { machine } else { NUMBERS })
     }
 
     const fn with_numbers(numbers: u64) -> Self {
@@ -103,9 +105,11 @@ impl<const CORES: usize> VmidAllocator<CORES> {
     /// Gives the VMID under which the VM of `slot` may now be loaded on `core`. Call it before every
     /// write of a VM's table to `VTTBR_EL2`; a VM that stays loaded need not ask again.
     ///
-    /// A `core` that is out of range is treated as core 0, which is safe and at worst reserves too few numbers
-    /// for a core that does not exist.
+    /// # Panics
+    ///
+    /// If there is no core of this number: the caller's table of cores is wrong.
     pub fn enter(&mut self, core: usize, slot: &VmidSlot) -> Entry {
+        assert!(core < CORES, "core {core} of {CORES} loads a VM");
         let held = slot.0.load(Ordering::SeqCst);
         let mut flush = false;
         let tag = if held >> NUMBER_BITS == self.generation {
@@ -123,9 +127,8 @@ impl<const CORES: usize> VmidAllocator<CORES> {
             self.tag(number)
         };
         slot.0.store(tag, Ordering::SeqCst);
-        if let Some(loaded) = self.loaded.get_mut(core)
-            && loaded[0] != tag
-        {
+        let loaded = &mut self.loaded[core];
+        if loaded[0] != tag {
             *loaded = [tag, loaded[0]];
         }
         Entry { vmid: number(tag), flush }
@@ -171,8 +174,8 @@ impl<const CORES: usize> VmidAllocator<CORES> {
             self.set_used(tag & NUMBER_MASK);
         }
         self.next = 1;
-        // At most 2 * CORES + 1 numbers are reserved, and there are more; number 0 would only mean
-        // that stale entries of no VM are used by none.
+        // At most two numbers per core are reserved, and `new` checks that there are more: a number is
+        // always found. Number 0 would be safe as well, since no VM leaves entries under it.
         self.draw().unwrap_or(0)
     }
 
@@ -184,5 +187,97 @@ impl<const CORES: usize> VmidAllocator<CORES> {
         if let Some(word) = self.used.get_mut((number / 64) as usize) {
             *word |= 1 << (number % 64);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::vec::Vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CORES: usize = 2;
+    const VMS: usize = 12;
+
+    /// TLBs of all cores, reduced to the question of this module: which VM's entries may be there
+    /// under which number.
+    #[derive(Default)]
+    struct Tlbs {
+        owners: BTreeMap<u16, usize>,
+        /// Number and VM in `VTTBR_EL2` of each core.
+        vttbr: [Option<(u16, usize)>; CORES],
+    }
+
+    impl Tlbs {
+        /// Cores walk speculatively at any time.
+        fn speculate(&mut self) {
+            for (number, vm) in self.vttbr.into_iter().flatten() {
+                let owner = *self.owners.entry(number).or_insert(vm);
+                assert_eq!(owner, vm, "two VMs under one number");
+            }
+        }
+
+        fn flush(&mut self) {
+            self.owners.clear();
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_number_is_shared(
+            numbers in 6u64..12,
+            // Core, VM, and whether the register write is late: after the other core's next entry.
+            entries in prop::collection::vec((0..CORES, 0..VMS, any::<bool>()), 1..200),
+        ) {
+            let mut allocator = VmidAllocator::<CORES>::with_numbers(numbers);
+            let slots: Vec<VmidSlot> = (0..VMS).map(|_| VmidSlot::new()).collect();
+            let mut tlbs = Tlbs::default();
+            let mut late: [Option<(u16, usize)>; CORES] = [None; CORES];
+            for (core, vm, is_late) in entries {
+                tlbs.speculate();
+                // A core writes the register before it enters another VM.
+                if let Some(value) = late[core].take() {
+                    tlbs.vttbr[core] = Some(value);
+                    tlbs.speculate();
+                }
+                let entry = allocator.enter(core, &slots[vm]);
+                prop_assert!(entry.vmid != Vmid::NONE);
+                prop_assert_eq!(slots[vm].current(), Some(entry.vmid));
+                if entry.flush {
+                    tlbs.flush();
+                    tlbs.speculate();
+                }
+                let value = Some((entry.vmid.get(), vm));
+                if is_late {
+                    late[core] = value;
+                } else {
+                    tlbs.vttbr[core] = value;
+                }
+                tlbs.speculate();
+            }
+            if entries_fit(numbers, &slots) {
+                prop_assert_eq!(allocator.rollovers(), 0, "rolled over with numbers to spare");
+            }
+        }
+    }
+
+    /// Whether all VMs that ran have a number each.
+    fn entries_fit(numbers: u64, slots: &[VmidSlot]) -> bool {
+        let ran = slots.iter().filter(|slot| slot.current().is_some()).count();
+        (ran as u64) < numbers
+    }
+
+    #[test]
+    fn a_machine_full_of_vms_rolls_over_once_per_generation() {
+        let mut allocator = VmidAllocator::<1>::new(VmidBits::Eight);
+        let slots: Vec<VmidSlot> = (0..256).map(|_| VmidSlot::new()).collect();
+        let flushes = slots.iter().filter(|slot| allocator.enter(0, slot).flush).count();
+        assert_eq!((flushes, allocator.rollovers()), (1, 1), "255 numbers for 256 VMs");
+        // The VM that was loaded at the rollover kept its number.
+        assert_eq!(slots[254].current(), Some(Vmid(255)));
+        assert_eq!(allocator.enter(0, &slots[254]), Entry { vmid: Vmid(255), flush: false });
     }
 }
