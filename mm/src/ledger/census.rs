@@ -45,6 +45,13 @@ impl Census {
         self.states().filter(|(state, _)| !state.is_ns()).map(|(_, count)| count).sum()
     }
 
+    /// Granules that the RMM uses.
+    #[must_use]
+    pub fn held_by_rmm(&self) -> u64 {
+        let held = |(state, count)| matches!(state, GranuleState::Rmm { .. }).then_some(count);
+        self.states().filter_map(held).sum()
+    }
+
     /// All granules counted.
     #[must_use]
     pub fn total(&self) -> u64 {

@@ -1,0 +1,132 @@
+//! The realm initial measurement (RIM), computed beforehand or along with the construction.
+//!
+//! Descriptors as in the measurement sections of the RMM specification: little endian, zero padded,
+//! 0x100 bytes each, chained through the RIM.
+
+use core::mem::{offset_of, size_of};
+
+use zerocopy::IntoBytes;
+
+use crate::geometry::{Geometry, LAST_LEVEL};
+use crate::layout::{RealmFeatures, RealmParams, RecParams};
+use crate::measurement::{Digest, Hasher};
+use crate::realm::{RealmConfig, RecConfig};
+
+/// Bytes of a measurement descriptor.
+const DESCRIPTOR_BYTES: u64 = 0x100;
+const TYPE_DATA: u64 = 0;
+const TYPE_REC: u64 = 1;
+const TYPE_RIPAS: u64 = 2;
+/// Bit 0 of the flags of DATA_CREATE and RTT_DATA_MAP_INIT: the contents are measured.
+const DATA_MEASURED: u64 = 1;
+
+/// Follows the construction of a realm and computes its RIM.
+///
+/// Call order matters: mirror each measured RMI call in the order in which it is made.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RimBuilder {
+    geometry: Geometry,
+    ripas_measured: bool,
+    rim: Digest,
+}
+
+/// A hash of the contents of one granule, fed in pieces.
+pub struct PageHasher(Hasher);
+
+impl PageHasher {
+    /// Adds the next bytes of the granule.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+}
+
+impl RimBuilder {
+    /// REALM_CREATE: measures the parameters that are part of the RIM.
+    ///
+    /// `ripas_measured` is true for RMI 1.x, where RTT_INIT_RIPAS extends the RIM.
+    #[must_use]
+    pub fn new(config: &RealmConfig, geometry: Geometry, ripas_measured: bool) -> Self {
+        let mut hasher = Hasher::new(config.hash);
+        let mut features = config.features();
+        features.num_aux_planes = 0;
+        hasher.update(features.as_bytes());
+        hasher.zeros(size_of::<RealmParams>() - size_of::<RealmFeatures>());
+        Self { geometry, ripas_measured, rim: hasher.finish() }
+    }
+
+    /// Begins the hash of a granule whose contents are measured.
+    #[must_use]
+    pub fn page_hasher(&self) -> PageHasher {
+        PageHasher(Hasher::new(self.rim.algorithm()))
+    }
+
+    /// DATA_CREATE or RTT_DATA_MAP_INIT of one granule at `ipa`; `contents` is its hash if it is
+    /// measured.
+    pub fn data(&mut self, ipa: u64, contents: Option<PageHasher>) {
+        let flags = if contents.is_some() { DATA_MEASURED } else { 0 };
+        let contents = match contents {
+            Some(hasher) => hasher.0.finish(),
+            None => Digest::zero(self.rim.algorithm()),
+        };
+        self.extend(TYPE_DATA, |descriptor| {
+            descriptor.update(ipa.as_bytes());
+            descriptor.update(flags.as_bytes());
+            descriptor.update(contents.padded());
+            descriptor.zeros(0x100 - 0xa0);
+        });
+    }
+
+    /// REC_CREATE: measured only if the REC is runnable.
+    pub fn rec(&mut self, rec: &RecConfig) {
+        if !rec.runnable {
+            return;
+        }
+        let mut params = Hasher::new(self.rim.algorithm());
+        params.update(rec.flags().as_bytes());
+        params.zeros(offset_of!(RecParams, pc) - size_of::<u64>());
+        params.update(rec.pc.as_bytes());
+        params.zeros(offset_of!(RecParams, gprs) - offset_of!(RecParams, pc) - size_of::<u64>());
+        params.update(rec.gprs.as_bytes());
+        params.zeros(size_of::<RecParams>() - offset_of!(RecParams, gprs) - size_of::<[u64; 8]>());
+        let params = params.finish();
+        self.extend(TYPE_REC, |descriptor| {
+            descriptor.update(params.padded());
+            descriptor.zeros(0x100 - 0x90);
+        });
+    }
+
+    /// RTT_INIT_RIPAS over `base..top`, which has no table below the level that the driver uses: one
+    /// descriptor per entry, each as large as alignment and length allow. Nothing in 2.0.
+    pub fn init_ripas(&mut self, base: u64, top: u64) {
+        if !self.ripas_measured {
+            return;
+        }
+        let mut at = base;
+        while at < top {
+            let level = self.geometry.largest_level(at, top, self.geometry.start_level());
+            let end = at.saturating_add(self.geometry.entry_bytes(level.min(LAST_LEVEL))).min(top);
+            self.extend(TYPE_RIPAS, |descriptor| {
+                descriptor.update(at.as_bytes());
+                descriptor.update(end.as_bytes());
+                descriptor.zeros(0x100 - 0x60);
+            });
+            at = end;
+        }
+    }
+
+    /// The RIM so far.
+    #[must_use]
+    pub const fn rim(&self) -> Digest {
+        self.rim
+    }
+
+    /// Replaces the RIM by the hash of a descriptor; `body` supplies its bytes from 0x50.
+    fn extend(&mut self, kind: u64, body: impl FnOnce(&mut Hasher)) {
+        let mut descriptor = Hasher::new(self.rim.algorithm());
+        descriptor.update(kind.as_bytes());
+        descriptor.update(DESCRIPTOR_BYTES.as_bytes());
+        descriptor.update(self.rim.padded());
+        body(&mut descriptor);
+        self.rim = descriptor.finish();
+    }
+}

@@ -1,0 +1,139 @@
+//! The 2.0 back end: address descriptors, stateful operations, ranges.
+
+mod memory;
+mod stateful;
+
+use mm::PAGE_SIZE;
+use mm::ledger::Owner;
+
+use crate::command::Command;
+use crate::conduit::{Host, HostMemoryExt};
+use crate::error::Error;
+use crate::features::{Abi, Dialect};
+use crate::geometry::LAST_LEVEL;
+use crate::layout::RmmConfig;
+use crate::rmm::Rmm;
+use crate::status::Status;
+
+/// Bytes of an entry of an address list.
+const DESCRIPTOR_BYTES: u64 = 8;
+/// Most entries of an address list: one page.
+const MAX_LIST: u64 = PAGE_SIZE / DESCRIPTOR_BYTES;
+/// Largest block count of a descriptor.
+const MAX_BLOCKS: u64 = 1023;
+
+/// A range of physical memory as lists and registers carry it (RmiAddrRangeDesc): block size in bits 1:0,
+/// block count in bits 11:2, address in bits 51:12, state in bit 63.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct AddrRange {
+    base: u64,
+    /// Block size: 0 a granule, then one level of 512 more each.
+    size: u8,
+    blocks: u64,
+    undelegated: bool,
+}
+
+impl AddrRange {
+    const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+    const UNDELEGATED: u64 = 1 << 63;
+
+    /// A range of `blocks` blocks, each as large as an entry at `level`.
+    const fn at_level(base: u64, level: i8, blocks: u64) -> Self {
+        Self { base, size: (LAST_LEVEL - level) as u8, blocks, undelegated: false }
+    }
+
+    const fn encode(self) -> u64 {
+        let state = if self.undelegated { Self::UNDELEGATED } else { 0 };
+        state | self.base & Self::ADDRESS | (self.blocks & MAX_BLOCKS) << 2 | self.size as u64
+    }
+
+    const fn decode(word: u64) -> Self {
+        Self {
+            base: word & Self::ADDRESS,
+            size: (word & 3) as u8,
+            blocks: word >> 2 & MAX_BLOCKS,
+            undelegated: word & Self::UNDELEGATED != 0,
+        }
+    }
+
+    /// Granules in the range.
+    const fn granules(&self) -> u64 {
+        self.blocks << (9 * self.size as u32)
+    }
+}
+
+impl<H: Host> Rmm<'_, H> {
+    /// Configures and activates the RMM (RMM_CONFIG_SET, RMM_ACTIVATE), unless that has been done by
+    /// whoever ran before us.
+    pub(crate) fn activate_v2(&self) -> Result<(), Error> {
+        let page = self.alloc_interface(Owner::HYPERVISOR)?;
+        let config = RmmConfig { tracking_region_size: 0, granule_size: 0 };
+        let outcome = self
+            .host
+            .store(page.base(), 0, &config)
+            .map_err(Error::from)
+            .and_then(|()| self.unless_active(Command::RmmConfigSet, [page.base().get()]));
+        self.ledger.free(page);
+        outcome?;
+        self.unless_active(Command::RmmActivate, [])
+    }
+
+    /// A call that answers ERROR_GLOBAL if the RMM is active already.
+    fn unless_active<const N: usize>(&self, command: Command, args: [u64; N]) -> Result<(), Error> {
+        match self.operate(command, args, Owner::HYPERVISOR)?.status {
+            Status::Success | Status::Global => Ok(()),
+            status => Err(Error::Refused { command, status }),
+        }
+    }
+
+    /// Finds out which draft of 2.0 the RMM follows, by calls whose arguments no draft accepts.
+    pub(crate) fn probe_dialect(&self) -> Dialect {
+        // No granule begins at address 1.
+        const MISALIGNED: u64 = 1;
+        let implements =
+            |command| self.call(command, [MISALIGNED, 0, 0, 0]).status != Status::NotImplemented;
+        let ranges = implements(Command::RttUnprotMap);
+        Dialect {
+            per_entry_unprotected: !ranges && implements(Command::RttMapUnprotected),
+            terminate: implements(Command::RealmTerminate),
+            late_draft: implements(Command::GptInfo) || implements(Command::RmmStateGet),
+        }
+    }
+
+    /// Stops a realm for good (REALM_TERMINATE), where that is a step of its own.
+    pub(crate) fn terminate(&self, rd: mm::PhysAddr, owner: Owner) -> Result<(), Error> {
+        let Abi::V2(Dialect { terminate: true, .. }) = self.capabilities().abi else {
+            return Ok(());
+        };
+        let command = Command::RealmTerminate;
+        match self.operate(command, [rd.get()], owner)?.status {
+            Status::Success => Ok(()),
+            status => Err(Error::Refused { command, status }),
+        }
+    }
+
+    /// Whether PSCI_COMPLETE has the target REC as an argument: all but the third draft of 2.0.
+    pub(crate) const fn psci_names_target(&self) -> bool {
+        match self.capabilities().abi {
+            Abi::V1 => true,
+            Abi::V2(dialect) => !dialect.late_draft,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_are_encoded_as_the_reference_says() {
+        let range = AddrRange::at_level(0x8020_0000, 2, 3);
+        assert_eq!(range.encode(), 0x8020_0000 | 3 << 2 | 1);
+        assert_eq!(AddrRange::decode(range.encode()), range);
+        assert_eq!(range.granules(), 3 * 512);
+        let page = AddrRange { undelegated: true, ..AddrRange::at_level(0x1000, 3, 1) };
+        assert_eq!(page.encode(), 1 << 63 | 0x1000 | 1 << 2);
+        assert_eq!(AddrRange::decode(page.encode()), page);
+        assert_eq!(AddrRange::decode(u64::MAX).granules(), 1023 << 27);
+    }
+}

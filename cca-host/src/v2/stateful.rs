@@ -1,0 +1,248 @@
+//! Stateful RMI operations: calls that go on over several calls and may ask the host for memory or give
+//! some back.
+
+use mm::PhysAddr;
+use mm::ledger::{Delegated, Frames, Owner, RmmUse, Undelegated, Use};
+
+use super::{AddrRange, DESCRIPTOR_BYTES, MAX_BLOCKS, MAX_LIST};
+use crate::command::Command;
+use crate::conduit::{Host, HostMemoryExt};
+use crate::error::{BadAnswer, Error};
+use crate::rmm::{Reply, Rmm};
+use crate::status::{MemoryRequest, Status};
+
+/// Rounds without progress after which an operation is given up.
+const MAX_IDLE_ROUNDS: u32 = 64;
+
+/// What an operation asks for (RmiOpMemDonateReq): block size in bits 1:0, count in bits 15:2, whether
+/// contiguous in bit 16, state in bits 18:17.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct DonateRequest {
+    size: u8,
+    blocks: u64,
+    contiguous: bool,
+    undelegated: bool,
+}
+
+impl DonateRequest {
+    const fn decode(word: u64) -> Self {
+        Self {
+            size: (word & 3) as u8,
+            blocks: word >> 2 & 0x3fff,
+            contiguous: word >> 16 & 1 != 0,
+            undelegated: word >> 17 & 3 == 1,
+        }
+    }
+
+    /// log2 of the granules of a block.
+    const fn block_order(&self) -> u8 {
+        9 * self.size
+    }
+}
+
+/// A donation ready to be handed over: contiguous memory in either state.
+enum Donation {
+    Delegated(Frames<Delegated>),
+    Undelegated(Frames<Undelegated>),
+}
+
+/// A stateful operation under way.
+struct Operation<'r, 'l, H> {
+    rmm: &'r Rmm<'l, H>,
+    command: Command,
+    handle: u64,
+    owner: Owner,
+    /// Page for address lists.
+    list: PhysAddr,
+    idle: u32,
+    /// What kept the host from giving memory: the operation is being abandoned because of it.
+    abandoned: Option<Error>,
+}
+
+impl<H: Host> Rmm<'_, H> {
+    /// Carries an operation to its end after its first INCOMPLETE. Returns the answer of the original
+    /// command.
+    ///
+    /// Memory that the operation takes is accounted to `owner` as auxiliary.
+    pub(crate) fn carry_on(
+        &self,
+        command: Command,
+        first: Reply,
+        owner: Owner,
+    ) -> Result<Reply, Error> {
+        let page = self.alloc_interface(owner)?;
+        let mut operation = Operation {
+            rmm: self,
+            command,
+            handle: first.x[1],
+            owner,
+            list: page.base(),
+            idle: 0,
+            abandoned: None,
+        };
+        let outcome = operation.run(first);
+        self.ledger.free(page);
+        outcome
+    }
+}
+
+impl<H: Host> Operation<'_, '_, H> {
+    fn run(&mut self, first: Reply) -> Result<Reply, Error> {
+        let mut reply = first;
+        loop {
+            let Status::Incomplete { request, cancellable } = reply.status else {
+                return self.abandoned.map_or(Ok(reply), Err);
+            };
+            if self.idle > MAX_IDLE_ROUNDS {
+                let answer = BadAnswer::Protocol(reply.status);
+                return Err(Error::Misbehaved { command: self.command, answer });
+            }
+            self.idle += 1;
+            reply = match request {
+                MemoryRequest::None => self.rmm.call(Command::OpContinue, [self.handle, 0]),
+                MemoryRequest::Donate => {
+                    let wanted = DonateRequest::decode(reply.x[2]);
+                    match self.prepare(wanted) {
+                        Ok(donation) => self.donate(wanted, donation)?,
+                        Err(error) => {
+                            self.abandoned = Some(error);
+                            self.abandon(cancellable)?
+                        }
+                    }
+                }
+                MemoryRequest::Reclaim => self.reclaim()?,
+                MemoryRequest::Reserved => {
+                    let answer = BadAnswer::Protocol(reply.status);
+                    return Err(Error::Misbehaved { command: self.command, answer });
+                }
+            };
+        }
+    }
+
+    /// Gets memory for a request, all of it or a part that is contiguous.
+    fn prepare(&self, wanted: DonateRequest) -> Result<Donation, Error> {
+        let blocks = wanted.blocks.min(MAX_BLOCKS);
+        if blocks == 0 {
+            let answer = BadAnswer::Amount(0);
+            return Err(Error::Misbehaved { command: self.command, answer });
+        }
+        let mut order = wanted.block_order() + blocks.next_power_of_two().trailing_zeros() as u8;
+        loop {
+            match self.rmm.alloc(order, Use::Realm, self.owner) {
+                Ok(frames) => {
+                    let (frames, rest) = frames.split_at(blocks << wanted.block_order());
+                    self.rmm.ledger.free(rest);
+                    if wanted.undelegated {
+                        return Ok(Donation::Undelegated(frames));
+                    }
+                    return self.rmm.delegate(frames).map(Donation::Delegated);
+                }
+                Err(error) if wanted.contiguous || order <= wanted.block_order() => {
+                    return Err(error);
+                }
+                Err(_) => order -= 1,
+            }
+        }
+    }
+
+    /// Gives memory to the operation. What it does not take goes back.
+    fn donate(&mut self, wanted: DonateRequest, donation: Donation) -> Result<Reply, Error> {
+        let (base, count) = match &donation {
+            Donation::Delegated(frames) => (frames.base(), frames.count()),
+            Donation::Undelegated(frames) => (frames.base(), frames.count()),
+        };
+        let range = AddrRange {
+            base: base.get(),
+            size: wanted.size,
+            blocks: count >> wanted.block_order(),
+            undelegated: wanted.undelegated,
+        };
+        let stored = self.rmm.host.store(self.list, 0, &range.encode());
+        let reply = match stored {
+            Ok(()) => self.rmm.call(Command::OpMemDonate, [self.handle, self.list.get(), 1, 0]),
+            Err(_) => Reply::failed(),
+        };
+        // An answer that ends the operation has the outputs of the original command instead.
+        let taken = match reply.status {
+            Status::Incomplete { .. } => reply.x[1].min(count),
+            Status::Success => count,
+            _ => 0,
+        };
+        if taken > 0 {
+            self.idle = 0;
+        }
+        match donation {
+            Donation::Delegated(frames) => {
+                let (taken, rest) = frames.split_at(taken);
+                self.rmm.ledger.hand_over(taken, RmmUse::Aux);
+                self.rmm.undelegate(rest);
+            }
+            Donation::Undelegated(frames) => {
+                let (taken, rest) = frames.split_at(taken);
+                self.rmm.ledger.hand_over(self.rmm.ledger.delegated(taken), RmmUse::Aux);
+                self.rmm.ledger.free(rest);
+            }
+        }
+        stored?;
+        Ok(reply)
+    }
+
+    /// Ends an operation for which there is no memory: cancels it, or where that is not allowed donates a
+    /// granule that the RMM must refuse, after which it gives everything back and fails.
+    fn abandon(&self, cancellable: bool) -> Result<Reply, Error> {
+        if cancellable {
+            return Ok(self.rmm.call(Command::OpCancel, [self.handle]));
+        }
+        let undelegated =
+            AddrRange { base: self.list.get(), size: 0, blocks: 1, undelegated: false };
+        self.rmm.host.store(self.list, 0, &undelegated.encode())?;
+        Ok(self.rmm.call(Command::OpMemDonate, [self.handle, self.list.get(), 1, 0]))
+    }
+
+    /// Takes memory back from the operation.
+    fn reclaim(&mut self) -> Result<Reply, Error> {
+        let command = Command::OpMemReclaim;
+        let reply = self.rmm.call(command, [self.handle, self.list.get(), MAX_LIST]);
+        let entries = match reply.status {
+            Status::Incomplete { .. } | Status::Success => reply.x[1],
+            _ => 0,
+        };
+        if entries > MAX_LIST {
+            return Err(Error::Misbehaved { command, answer: BadAnswer::Amount(entries) });
+        }
+        for entry in 0..entries {
+            let offset = (entry * DESCRIPTOR_BYTES) as usize;
+            let range = AddrRange::decode(self.rmm.host.load(self.list, offset)?);
+            let frames = self.rmm.take_back(
+                command,
+                range.base,
+                range.granules(),
+                RmmUse::Aux,
+                self.owner,
+            )?;
+            self.idle = 0;
+            if range.undelegated {
+                self.rmm.ledger.free(self.rmm.ledger.undelegated(frames));
+            } else {
+                self.rmm.retire(frames);
+            }
+        }
+        Ok(reply)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn donate_requests_are_decoded() {
+        let request = DonateRequest::decode(16 << 2 | 1 << 16);
+        assert_eq!(
+            request,
+            DonateRequest { size: 0, blocks: 16, contiguous: true, undelegated: false }
+        );
+        assert!(DonateRequest::decode(1 << 17).undelegated);
+        assert!(!DonateRequest::decode(2 << 17).undelegated);
+    }
+}
