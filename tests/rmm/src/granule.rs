@@ -216,7 +216,8 @@ impl<'m> Locked<'m> {
     /// them wait. None (and unlocked) if the granule is claimed already.
     pub(crate) fn claim(self) -> Option<Claimed<'m>> {
         let before = self.slot.fetch_or(CLAIMED, Ordering::Relaxed);
-        (before & CLAIMED == 0).then_some(Claimed { slot: self.slot, pa: self.pa })
+        // Made only if it holds, since dropping it would end the other CPU's claim.
+        (before & CLAIMED == 0).then(|| Claimed { slot: self.slot, pa: self.pa })
     }
 }
 

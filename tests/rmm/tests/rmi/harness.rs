@@ -1,0 +1,266 @@
+//! A host of a few lines: allocates granules, fills parameter pages, makes calls.
+
+use std::cell::Cell;
+
+use rmm::abi::{Status, fid};
+use rmm::host::{Config, Cpu, Machine, Stop};
+use rmm::{GRANULE_SIZE, Pa};
+
+/// x0 of a command that succeeded.
+pub(crate) const OK: u64 = 0;
+pub(crate) const INPUT: u64 = Status::Input as u64;
+pub(crate) const REALM: u64 = Status::Realm as u64;
+pub(crate) const REC: u64 = Status::Rec as u64;
+
+/// x0 of ERROR_RTT at `level`.
+pub(crate) const fn rtt(level: u64) -> u64 {
+    Status::Rtt as u64 | level << 8
+}
+
+/// First unprotected address of the default realm.
+pub(crate) const SHARED: u64 = 1 << 39;
+/// Normal write-back, read/write: attributes of an unprotected mapping.
+pub(crate) const NORMAL_RW: u64 = 0b110 << 2 | 0b11 << 6;
+/// RIPAS values.
+pub(crate) const EMPTY: u64 = 0;
+pub(crate) const RAM: u64 = 1;
+pub(crate) const DESTROYED: u64 = 2;
+/// RTT entry states.
+pub(crate) const UNASSIGNED: u64 = 0;
+pub(crate) const ASSIGNED: u64 = 1;
+pub(crate) const TABLE: u64 = 2;
+
+/// A machine and a granule allocator.
+pub(crate) struct Host {
+    pub(crate) machine: Machine,
+    next: Cell<u64>,
+}
+
+/// A page to fill field by field.
+pub(crate) struct Params(pub(crate) Vec<u8>);
+
+impl Params {
+    pub(crate) fn new() -> Self {
+        Self(vec![0; GRANULE_SIZE as usize])
+    }
+
+    pub(crate) fn set(mut self, offset: usize, value: u64) -> Self {
+        self.0[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
+        self
+    }
+}
+
+/// The default realm's parameters: 40-bit IPA space, one start table at level 0, SHA-256.
+pub(crate) fn realm_params(root: Pa, vmid: u64) -> Params {
+    Params::new()
+        .set(0x8, 40)
+        .set(0x18, 1)
+        .set(0x20, 1)
+        .set(0x800, vmid)
+        .set(0x808, root.0)
+        .set(0x810, 0)
+        .set(0x818, 1)
+}
+
+/// Parameters of a REC.
+pub(crate) fn rec_params(flags: u64, mpidr: u64, pc: u64, aux: &[Pa]) -> Params {
+    let mut params =
+        Params::new().set(0, flags).set(0x100, mpidr).set(0x200, pc).set(0x800, aux.len() as u64);
+    for (number, pa) in aux.iter().enumerate() {
+        params = params.set(0x808 + 8 * number, pa.0);
+    }
+    params
+}
+
+/// A realm with its start table.
+#[derive(Clone, Copy)]
+pub(crate) struct Realm {
+    pub(crate) rd: Pa,
+    pub(crate) root: Pa,
+}
+
+/// The exit half of the run page.
+#[derive(Clone, Debug)]
+pub(crate) struct Exit(Vec<u8>);
+
+impl Exit {
+    pub(crate) fn field(&self, offset: usize) -> u64 {
+        u64::from_le_bytes(self.0[offset..offset + 8].try_into().unwrap())
+    }
+
+    pub(crate) fn reason(&self) -> u64 {
+        self.field(0)
+    }
+
+    pub(crate) fn esr(&self) -> u64 {
+        self.field(0x100)
+    }
+
+    pub(crate) fn far(&self) -> u64 {
+        self.field(0x108)
+    }
+
+    pub(crate) fn fault_ipa(&self) -> u64 {
+        self.field(0x110) << 8
+    }
+
+    pub(crate) fn gpr(&self, number: usize) -> u64 {
+        self.field(0x200 + 8 * number)
+    }
+}
+
+impl Host {
+    pub(crate) fn new() -> Self {
+        Self { machine: Machine::new(Config::default()), next: Cell::new(0) }
+    }
+
+    /// A machine whose realms run `guest`.
+    pub(crate) fn with_guest(
+        guest: impl Fn(&mut Cpu) -> Result<(), Stop> + Send + Sync + 'static,
+    ) -> Self {
+        let host = Self::new();
+        host.machine.set_guest(guest);
+        host
+    }
+
+    /// `count` granules side by side, aligned to their number, that nobody uses.
+    pub(crate) fn alloc(&self, count: u64) -> Pa {
+        let index = self.next.get().next_multiple_of(count.next_power_of_two());
+        self.next.set(index + count);
+        self.machine.ram().base.offset(index * GRANULE_SIZE)
+    }
+
+    pub(crate) fn call<const N: usize>(&self, fid: u64, args: [u64; N]) -> [u64; 8] {
+        let mut all = [0x5a5a; 7];
+        all[..N].copy_from_slice(&args);
+        let result = self.machine.call(fid, all);
+        assert_eq!(result[5..], all[4..], "x5 to x7 are preserved");
+        result
+    }
+
+    /// x0 of the call.
+    pub(crate) fn status<const N: usize>(&self, fid: u64, args: [u64; N]) -> u64 {
+        self.call(fid, args)[0]
+    }
+
+    pub(crate) fn delegate(&self, pa: Pa) {
+        assert_eq!(self.status(fid::GRANULE_DELEGATE, [pa.0]), OK);
+    }
+
+    pub(crate) fn undelegate(&self, pa: Pa) {
+        assert_eq!(self.status(fid::GRANULE_UNDELEGATE, [pa.0]), OK);
+    }
+
+    /// A new delegated granule.
+    pub(crate) fn delegated(&self) -> Pa {
+        let pa = self.alloc(1);
+        self.delegate(pa);
+        pa
+    }
+
+    /// A new Non-secure page with these contents.
+    pub(crate) fn page(&self, params: &Params) -> Pa {
+        let pa = self.alloc(1);
+        self.machine.write(pa, &params.0).unwrap();
+        pa
+    }
+
+    pub(crate) fn realm(&self) -> Realm {
+        let realm = Realm { rd: self.delegated(), root: self.delegated() };
+        let params = self.page(&realm_params(realm.root, 1));
+        assert_eq!(self.status(fid::REALM_CREATE, [realm.rd.0, params.0]), OK);
+        realm
+    }
+
+    /// Creates the missing tables for `ipa` down to `level`.
+    pub(crate) fn tables(&self, realm: Realm, ipa: u64, level: u64) -> Vec<Pa> {
+        let mut tables = Vec::new();
+        for level in 1..=level {
+            let base = ipa & !((4096 << (9 * (4 - level))) - 1);
+            let read = self.call(fid::RTT_READ_ENTRY, [realm.rd.0, base, level - 1]);
+            if read[2] != TABLE {
+                let table = self.delegated();
+                let args = [realm.rd.0, table.0, base, level];
+                assert_eq!(self.status(fid::RTT_CREATE, args), OK);
+                tables.push(table);
+            }
+        }
+        tables
+    }
+
+    /// A page of unknown contents at `ipa`, with tables as needed.
+    pub(crate) fn map(&self, realm: Realm, ipa: u64) -> Pa {
+        self.tables(realm, ipa, 3);
+        let data = self.delegated();
+        assert_eq!(self.status(fid::DATA_CREATE_UNKNOWN, [realm.rd.0, data.0, ipa]), OK);
+        data
+    }
+
+    /// A page of RAM at `ipa` of a realm that is being built.
+    pub(crate) fn map_ram(&self, realm: Realm, ipa: u64) -> Pa {
+        self.tables(realm, ipa, 3);
+        let data = self.delegated();
+        let source = self.alloc(1);
+        let args = [realm.rd.0, data.0, ipa, source.0, 0];
+        assert_eq!(self.status(fid::DATA_CREATE, args), OK);
+        data
+    }
+
+    /// A page of the host at the unprotected address `ipa`.
+    pub(crate) fn share(&self, realm: Realm, ipa: u64) -> Pa {
+        self.tables(realm, ipa, 3);
+        let page = self.alloc(1);
+        let args = [realm.rd.0, ipa, 3, page.0 | NORMAL_RW];
+        assert_eq!(self.status(fid::RTT_MAP_UNPROTECTED, args), OK);
+        page
+    }
+
+    /// State, descriptor and RIPAS of an entry, after its level.
+    pub(crate) fn entry(&self, realm: Realm, ipa: u64, level: u64) -> [u64; 4] {
+        let [status, level, state, descriptor, ripas, ..] =
+            self.call(fid::RTT_READ_ENTRY, [realm.rd.0, ipa, level]);
+        assert_eq!(status, OK);
+        [level, state, descriptor, ripas]
+    }
+
+    /// REC number `mpidr` with its auxiliary granules.
+    pub(crate) fn rec(&self, realm: Realm, mpidr: u64, runnable: bool) -> (Pa, Vec<Pa>) {
+        let aux: Vec<Pa> = (0..16).map(|_| self.delegated()).collect();
+        let rec = self.delegated();
+        let params = self.page(&rec_params(runnable.into(), mpidr, 0x1000, &aux));
+        assert_eq!(self.status(fid::REC_CREATE, [realm.rd.0, rec.0, params.0]), OK);
+        (rec, aux)
+    }
+
+    /// An active realm with one REC.
+    pub(crate) fn active(&self) -> (Realm, Pa) {
+        let realm = self.realm();
+        let (rec, _) = self.rec(realm, 0, true);
+        self.activate(realm);
+        (realm, rec)
+    }
+
+    pub(crate) fn activate(&self, realm: Realm) {
+        assert_eq!(self.status(fid::REALM_ACTIVATE, [realm.rd.0]), OK);
+    }
+
+    /// REC_ENTER with this enter half; x0, and the exit half.
+    pub(crate) fn try_enter(&self, rec: Pa, enter: Params) -> (u64, Exit) {
+        let run = self.page(&enter);
+        let status = self.status(fid::REC_ENTER, [rec.0, run.0]);
+        let mut exit = vec![0; 2048];
+        self.machine.read(run.offset(2048), &mut exit).unwrap();
+        (status, Exit(exit))
+    }
+
+    /// REC_ENTER with these flags, which must succeed.
+    pub(crate) fn enter(&self, rec: Pa, flags: u64) -> Exit {
+        self.enter_with(rec, Params::new().set(0, flags))
+    }
+
+    pub(crate) fn enter_with(&self, rec: Pa, enter: Params) -> Exit {
+        let (status, exit) = self.try_enter(rec, enter);
+        assert_eq!(status, OK);
+        exit
+    }
+}
