@@ -130,3 +130,85 @@ impl RimBuilder {
         self.rim = descriptor.finish();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::format;
+    use std::string::String;
+
+    use super::*;
+    use crate::measurement::HashAlgorithm;
+
+    /// RIMs computed by the measurement code of TF-RMM for the same calls (SHA-256).
+    const VECTORS: [&str; 5] = [
+        "045cb3602843a6845cb710fbbfbb92f0c7d611afe0106ac2953e46950a70c42b",
+        "085d9a9ef5d8f4e55a693d29a3ecd43c8d4df141ee550ff4d11ea38e02bbde40",
+        "695494c2634ef961211c8c27a1d0f02fcd1529df2c624b2741e3a1b3ed02a6d9",
+        "19bb6fd432a6af24b4b7428c3406d4903a5aabacac6036f87fa3e47fb1648426",
+        "2c0a362dea87a56483eb2ec41eb4b2c831e9a367163464cc07950b70b4dd1685",
+    ];
+
+    fn rims(hash: HashAlgorithm, ripas_measured: bool) -> [String; 5] {
+        let config = RealmConfig { hash, ..RealmConfig::new(40) };
+        let geometry = config.geometry(12).expect("valid");
+        let mut rim = RimBuilder::new(&config, geometry, ripas_measured);
+        let created = format!("{}", rim.rim());
+        let page: [u8; 4096] = core::array::from_fn(|index| index as u8);
+        let mut contents = rim.page_hasher();
+        page.chunks(1000).for_each(|chunk| contents.update(chunk));
+        rim.data(0x8000_0000, Some(contents));
+        let measured = format!("{}", rim.rim());
+        rim.data(0x8000_1000, None);
+        let unmeasured = format!("{}", rim.rim());
+        let mut gprs = [0; 8];
+        gprs[0] = 0x8400_0000;
+        rim.rec(&RecConfig { pc: 0x8000_0000, gprs, runnable: true });
+        rim.rec(&RecConfig { pc: 1, gprs, runnable: false });
+        let rec = format!("{}", rim.rim());
+        rim.init_ripas(0x8020_0000, 0x8040_0000);
+        [created, measured, unmeasured, rec, format!("{}", rim.rim())]
+    }
+
+    #[test]
+    fn rim_equals_the_vectors_of_the_reference() {
+        assert_eq!(rims(HashAlgorithm::Sha256, true), VECTORS);
+    }
+
+    #[test]
+    fn ripas_is_not_measured_in_2_0() {
+        let rims = rims(HashAlgorithm::Sha256, false);
+        assert_eq!(rims[..4], VECTORS[..4]);
+        assert_eq!(rims[4], rims[3]);
+    }
+
+    #[test]
+    fn digests_have_the_length_of_the_algorithm() {
+        for (hash, length) in [(HashAlgorithm::Sha384, 96), (HashAlgorithm::Sha512, 128)] {
+            assert!(rims(hash, true).iter().all(|rim| rim.len() == length));
+        }
+    }
+
+    #[test]
+    fn ripas_is_measured_by_the_largest_entries_that_fit() {
+        let config = RealmConfig::new(40);
+        let geometry = config.geometry(12).expect("valid");
+        let mut whole = RimBuilder::new(&config, geometry, true);
+        let mut parts = whole.clone();
+        // A granule, the rest of its block in granules, one block, one granule.
+        whole.init_ripas(0x801f_f000, 0x8040_1000);
+        parts.init_ripas(0x801f_f000, 0x8020_0000);
+        parts.init_ripas(0x8020_0000, 0x8040_0000);
+        parts.init_ripas(0x8040_0000, 0x8040_1000);
+        assert_eq!(whole, parts);
+        let mut large = RimBuilder::new(&config, geometry, true);
+        let mut one = large.clone();
+        large.init_ripas(0x4000_0000, 0x8000_0000);
+        one.extend(TYPE_RIPAS, |descriptor| {
+            descriptor.update(0x4000_0000u64.as_bytes());
+            descriptor.update(0x8000_0000u64.as_bytes());
+            descriptor.zeros(0xa0);
+        });
+        assert_eq!(large, one);
+    }
+}
