@@ -251,6 +251,9 @@ impl Reply {
     /// Success with no output.
     pub(crate) const SUCCESS: Self = Self { x0: 0, outputs: [0; 4], count: 0 };
 
+    /// There is no such command.
+    pub(crate) const UNKNOWN: Self = Self { x0: SMC_UNKNOWN, ..Self::SUCCESS };
+
     /// Success with outputs in x1 and on; at most four are kept.
     pub(crate) fn with<const N: usize>(values: [u64; N]) -> Self {
         const { assert!(N <= 4) };

@@ -1,6 +1,6 @@
 //! The monitor: one per machine, shared by all CPUs.
 
-use crate::abi::{self, Refusal};
+use crate::abi::{self, Refusal, Reply};
 use crate::addr::{GRANULE_BYTES, Pa};
 use crate::granule::{GranuleState, GranuleTable, Locked};
 use crate::platform::{MachineFeatures, Platform};
@@ -62,13 +62,8 @@ impl<P: Platform> Monitor<P> {
     /// are zero and x4 to x7 keep their values. May be called on any CPU at any time, interrupts
     /// masked. Uses about 24 KiB of stack.
     pub fn handle(&self, fid: u64, args: [u64; 7]) -> [u64; 8] {
-        match self.dispatch(fid & !abi::SVE_HINT, args) {
-            Some(reply) => reply.registers(args),
-            None => {
-                let [x1, x2, x3, x4, x5, x6, x7] = args;
-                [abi::SMC_UNKNOWN, x1, x2, x3, x4, x5, x6, x7]
-            }
-        }
+        let reply = self.dispatch(fid & !abi::SVE_HINT, args);
+        reply.unwrap_or(Reply::UNKNOWN).registers(args)
     }
 
     /// Locks the granule at `pa`, which the host claims to be in `state`.

@@ -60,6 +60,7 @@ const ID_AA64PFR2: u64 = register(3, 0, 0, 4, 2);
 const ID_AA64ZFR0: u64 = register(3, 0, 0, 4, 4);
 const ID_AA64SMFR0: u64 = register(3, 0, 0, 4, 5);
 const ID_AA64DFR0: u64 = register(3, 0, 0, 5, 0);
+const ID_AA64ISAR2: u64 = register(3, 0, 0, 6, 2);
 const ID_AA64MMFR3: u64 = register(3, 0, 0, 7, 3);
 
 /// A four-bit ID field at bit `at`.
@@ -80,6 +81,8 @@ pub(crate) fn hide_features(register: SysRegIss, value: u64) -> u64 {
         ID_AA64DFR0 => {
             field(4) | field(8) | field(32) | field(40) | field(44) | field(48) | field(52)
         }
+        // MOPS.
+        ID_AA64ISAR2 => field(16),
         ID_AA64PFR2 | ID_AA64ZFR0 | ID_AA64SMFR0 | ID_AA64MMFR3 => u64::MAX,
         _ => 0,
     };

@@ -138,9 +138,6 @@ impl<P: Platform> Monitor<P> {
         let empty = Ripas::Empty as u64;
         let (state, descriptor, ripas) = match walk.entry {
             Entry::Unassigned(ripas) => (entry_state::UNASSIGNED, 0, ripas as u64),
-            Entry::Assigned(Ripas::Destroyed, _) => {
-                (entry_state::ASSIGNED, 0, Ripas::Destroyed as u64)
-            }
             Entry::Assigned(ripas, pa) => (entry_state::ASSIGNED, pa.0, ripas as u64),
             Entry::UnassignedNs => (entry_state::UNASSIGNED, 0, empty),
             Entry::AssignedNs(host) => (entry_state::ASSIGNED, host.value(), empty),

@@ -76,7 +76,7 @@ fn destroyed_ram_stays_destroyed() {
     assert_eq!(destroy(1 << 30)[..3], [rtt(1), 0, 1 << 39]);
     let again = host.delegated().0;
     assert_eq!(host.status(fid::DATA_CREATE_UNKNOWN, [rd, again, 0]), OK);
-    assert_eq!(host.entry(realm, 0, 3), [3, ASSIGNED, 0, DESTROYED], "no address shown");
+    assert_eq!(host.entry(realm, 0, 3), [3, ASSIGNED, again, DESTROYED]);
     assert_eq!(destroy(0)[..3], [OK, again, 0x5000]);
     host.undelegate(ram);
     host.undelegate(empty);

@@ -191,7 +191,7 @@ impl Run {
             let (ripas, behind) = self.model.page(page);
             let level = if self.model.has_table(page) { 3 } else { 2 };
             let state = if behind.is_some() { ASSIGNED } else { UNASSIGNED };
-            let shown = if ripas == DESTROYED { 0 } else { behind.map_or(0, |pa| pa.0) };
+            let shown = behind.map_or(0, |pa| pa.0);
             let entry = self.host.entry(self.realm, page * GRANULE_SIZE, 3);
             assert_eq!(entry, [level, state, shown, ripas], "page {page}");
         }
