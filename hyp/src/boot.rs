@@ -3,7 +3,7 @@
 //! Each stage says one numbered line on the console, so that a machine that falls silent says
 //! where it was.
 
-use crate::arch::{cpu, layout, probe, psci, timer};
+use crate::arch::{cpu, crc, layout, probe, psci, timer};
 use crate::machine::{self, Machine};
 use crate::{console, cores, irq, memory, panic, println, vm};
 use boards::BOARDS;
@@ -199,7 +199,7 @@ fn boot(x0: u64) -> Result<(), BootError> {
     let rme = cpu::has_rme();
     stage!("RME: {}", if rme { "yes" } else { "no" });
     let bundle = bundle?;
-    let parsed = Bundle::parse(bundle.bytes).map_err(BundleError::Manifest)?;
+    let parsed = Bundle::parse_with(bundle.bytes, crc::best()).map_err(BundleError::Manifest)?;
     stage!("bundle at {}: scenario {}, {} VMs", bundle.pages, parsed.scenario, parsed.vms.len());
     vm::build::init_stage2()?;
     vm::realm::init(rme);

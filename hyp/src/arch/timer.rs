@@ -3,13 +3,11 @@
 //! Times are nanoseconds since the counter started, or ticks of the counter where a guest's timer
 //! is concerned.
 
-use super::sysreg::{read_sysreg, write_sysreg};
+use super::sysreg::write_sysreg;
+use aarch64_cpu::registers::{
+    CNTFRQ_EL0, CNTHCTL_EL2, CNTHP_CTL_EL2, CNTPCT_EL0, CNTVOFF_EL2, Readable, Writeable,
+};
 use core::sync::atomic::{AtomicU64, Ordering};
-
-/// `CNTHP_CTL_EL2.ENABLE`.
-const ENABLE: u64 = 1;
-/// `CNTHP_CTL_EL2.IMASK`.
-const IMASK: u64 = 1 << 1;
 
 /// Fraction bits of [`NS_PER_TICK`]: room for the 4000 ns of a counter of 250 kHz.
 const NS_FRACTION: u32 = 52;
@@ -55,22 +53,21 @@ pub fn init() -> Result<u64, NoFrequency> {
 /// Prepares this core: guests may read the counters and use the EL1 timers, the EL2 timer is off.
 pub fn init_core() {
     disarm();
-    // CNTHCTL_EL2 (E2H = 0): EL1PCTEN and EL1PCEN.
-    write_sysreg!("cnthctl_el2", 3);
-    write_sysreg!("cntvoff_el2", 0);
+    CNTHCTL_EL2.write(CNTHCTL_EL2::EL1PCTEN::SET + CNTHCTL_EL2::EL1PCEN::SET);
+    CNTVOFF_EL2.set(0);
 }
 
 /// Frequency of the system counter in Hz.
 #[must_use]
 pub fn frequency() -> u64 {
-    read_sysreg!("cntfrq_el0")
+    CNTFRQ_EL0.get()
 }
 
 /// The physical counter, in ticks.
 #[must_use]
 pub fn now_ticks() -> u64 {
     super::cpu::isb();
-    read_sysreg!("cntpct_el0")
+    CNTPCT_EL0.get()
 }
 
 /// Time since the counter started, in nanoseconds.
@@ -102,12 +99,12 @@ pub fn arm(deadline_ns: u64) {
     // One tick more makes up for rounding down, so that a core woken by the timer finds that the
     // deadline has passed.
     write_sysreg!("cnthp_cval_el2", ns_to_ticks(deadline_ns).saturating_add(1));
-    write_sysreg!("cnthp_ctl_el2", ENABLE);
+    CNTHP_CTL_EL2.write(CNTHP_CTL_EL2::ENABLE::SET);
     super::cpu::isb();
 }
 
 /// Turns this core's EL2 timer off; its interrupt is no longer pending.
 pub fn disarm() {
-    write_sysreg!("cnthp_ctl_el2", IMASK);
+    CNTHP_CTL_EL2.write(CNTHP_CTL_EL2::IMASK::SET);
     super::cpu::isb();
 }
