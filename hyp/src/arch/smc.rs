@@ -1,5 +1,8 @@
 //! Calls to EL3 firmware and, through it, to the RMM (SMCCC 1.2 and later).
 
+use cca_host::{AccessFault, Conduit, HostMemory};
+use mm::PhysAddr;
+
 /// Executes `SMC #0` with function identifier `fid` in `x0` and `args` in `x1` to `x7`; returns
 /// `x0` to `x7`. `x8` to `x17` are passed as zero and their results discarded.
 #[must_use]
@@ -15,3 +18,25 @@ pub fn call(fid: u32, args: [u64; 7]) -> [u64; 8] {
 /// The machine as the realm driver sees it: calls by SMC, memory by its physical address.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Smc;
+
+impl Conduit for Smc {
+    fn call(&self, fid: u64, args: [u64; 7]) -> [u64; 8] {
+        // Function identifiers have 32 bits (SMCCC); the upper half of x0 is ignored.
+        call(fid as u32, args)
+    }
+}
+
+impl HostMemory for Smc {
+    fn read(&self, addr: PhysAddr, bytes: &mut [u8]) -> Result<(), AccessFault> {
+        super::probe::copy_from(addr, bytes).map_err(|_| AccessFault { addr })
+    }
+
+    fn write(&self, addr: PhysAddr, bytes: &[u8]) -> Result<(), AccessFault> {
+        if crate::memory::is_own(addr, bytes.len() as u64) {
+            return Err(AccessFault { addr });
+        }
+        // SAFETY: the range holds nothing of this image (just checked). The driver writes only
+        // granules whose token the ledger gave to it and to nobody else.
+        unsafe { super::probe::copy_to(addr, bytes) }.map_err(|_| AccessFault { addr })
+    }
+}
