@@ -155,17 +155,19 @@ fn step(vcpu: &mut Vcpu, slot: &VcpuSlot) -> Flow {
     };
     let mut services = vm.services.lock();
     let Some(services_of_vm) = services.as_mut() else { return Flow::Leave(Stop::Exited) };
-    services_of_vm.vgic_mut().sync(id, vcpu.image());
+    let rerouted = services_of_vm.vgic_mut().sync(id, vcpu.image());
     vcpu.report_timers(services_of_vm.vgic_mut());
     if exit == Exit::Interrupt {
-        let pick_anew = take_interrupts(id, services_of_vm);
+        let mut pick_anew = take_interrupts(id, services_of_vm);
+        drop(services);
+        pick_anew |= wake_set(vm, rerouted);
         return if pick_anew { Flow::Leave(Stop::Preempted) } else { Flow::Again };
     }
     let mut console = VmConsole(vm);
     let mut context = Context { memory: &VmView(vm), console: &mut console };
     let response = services_of_vm.handle(id, &exit, &mut context);
     drop(services);
-    let pick_anew = wake_set(vm, response.kick);
+    let pick_anew = wake_set(vm, rerouted) | wake_set(vm, response.kick);
     match answer(vcpu, slot, &response.resume) {
         Flow::Again if pick_anew => Flow::Leave(Stop::Preempted),
         flow => flow,
@@ -196,6 +198,7 @@ fn answer(vcpu: &mut Vcpu, slot: &VcpuSlot, resume: &Resume) -> Flow {
     vcpu.resume(resume);
     match *resume {
         Resume::Block { deadline } => block(vcpu, slot, deadline),
+        Resume::Suspend => block(vcpu, slot, None),
         Resume::Yield => Flow::Leave(Stop::Yield),
         Resume::CpuOn { target, entry, context } => {
             let pick_anew = vcpu.start_sibling(target, entry, context).is_some_and(wake);

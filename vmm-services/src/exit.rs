@@ -8,7 +8,7 @@
 //! # Program counter
 //!
 //! A `Resume` that completes an instruction ([`Resume::Read`], [`Resume::Done`],
-//! [`Resume::Results`], [`Resume::HostCallDone`]) means that the guest goes on behind it. For an ordinary vCPU the run loop
+//! [`Resume::Results`], [`Resume::HostCallDone`], waiting ones) means that the guest goes on behind it. For an ordinary vCPU the run loop
 //! adds 4 to ELR_EL2 (an HVC already returns behind itself); for a REC the RMM does it. A `Resume`
 //! that injects an exception leaves the program counter at the trapped instruction.
 
@@ -308,6 +308,9 @@ pub enum Resume {
         /// Value of CNTVCT_EL0 at which the wait ends by itself.
         deadline: Option<u64>,
     },
+    /// PSCI CPU_SUSPEND is done with SUCCESS in x0, and then as for [`Resume::Block`] without a
+    /// deadline. (The RMM has answered a REC already; nothing is written for it.)
+    Suspend,
     /// The wait instruction is done; let others run first.
     Yield,
     /// Call done with PSCI SUCCESS in x0; `target` is to start at `entry` with `context` in x0,

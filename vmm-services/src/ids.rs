@@ -74,6 +74,11 @@ impl VcpuSet {
         if count >= MAX_VCPUS { Self(u16::MAX) } else { Self((1 << count) - 1) }
     }
 
+    /// The set with bit `n` for vCPU `n`.
+    pub const fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+
     /// Whether no vCPU is in the set.
     #[must_use]
     pub const fn is_empty(self) -> bool {

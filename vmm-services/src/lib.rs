@@ -14,6 +14,7 @@
 #[cfg(test)]
 extern crate std;
 
+mod console;
 pub mod crc32;
 pub mod exit;
 pub mod fdt;
@@ -23,9 +24,11 @@ pub mod layout;
 pub mod loader;
 pub mod machine;
 pub mod manifest;
+mod psci;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod traits;
+mod uart;
 pub mod vgic;
 pub mod vm;
 

@@ -1,5 +1,6 @@
 //! Bundles for tests.
 
+use crate::MemoryFault;
 use crate::crc32;
 use crate::fdt::{Fdt, FdtWriter};
 use crate::manifest::names::*;
@@ -164,4 +165,47 @@ pub(crate) fn seal(bytes: &mut [u8]) {
     bytes[at..at + 4].fill(0);
     let crc = crc32::update(0, &bytes[..tree]);
     bytes[at..at + 4].copy_from_slice(&crc.to_be_bytes());
+}
+
+/// A console that remembers its lines.
+#[derive(Default)]
+pub(crate) struct Lines(pub(crate) Vec<(Vec<u8>, bool)>);
+
+impl crate::ConsoleSink for Lines {
+    fn line(&mut self, text: &[u8], complete: bool) {
+        self.0.push((text.to_vec(), complete));
+    }
+}
+
+/// Guest memory at [`crate::layout::RAM`].
+pub(crate) struct Ram(pub(crate) std::cell::RefCell<Vec<u8>>);
+
+impl Ram {
+    pub(crate) fn new(size: usize) -> Self {
+        Self(std::cell::RefCell::new(vec![0; size]))
+    }
+
+    fn range(&self, ipa: mm::Ipa, length: usize) -> Result<core::ops::Range<usize>, MemoryFault> {
+        let start = ipa.get().checked_sub(crate::layout::RAM.get());
+        let start = start.and_then(|start| usize::try_from(start).ok());
+        let end = start.and_then(|start| start.checked_add(length));
+        match (start, end) {
+            (Some(start), Some(end)) if end <= self.0.borrow().len() => Ok(start..end),
+            _ => Err(MemoryFault { ipa }),
+        }
+    }
+}
+
+impl crate::GuestMemory for Ram {
+    fn read(&self, ipa: mm::Ipa, buf: &mut [u8]) -> Result<(), MemoryFault> {
+        let range = self.range(ipa, buf.len())?;
+        buf.copy_from_slice(&self.0.borrow()[range]);
+        Ok(())
+    }
+
+    fn write(&self, ipa: mm::Ipa, data: &[u8]) -> Result<(), MemoryFault> {
+        let range = self.range(ipa, data.len())?;
+        self.0.borrow_mut()[range].copy_from_slice(data);
+        Ok(())
+    }
 }

@@ -1,10 +1,19 @@
 //! All services of one VM.
 
-use crate::exit::{Exit, Resume};
+use crate::console::LineBuffer;
+use crate::exit::{
+    Access, CALL_REGISTERS, Exit, HOST_CALL_REGISTERS, MmioAccess, Resume, StopReason, SysReg,
+    WaitKind,
+};
+use crate::host_call;
 use crate::ids::{VcpuId, VcpuSet};
+use crate::layout;
 use crate::manifest::Placement;
-use crate::traits::{ConsoleSink, GuestMemory};
-use crate::vgic::{Vgic, VgicConfig};
+use crate::psci::PowerState;
+use crate::traits::{ConsoleSink, GuestMemory, VirtualIrq};
+use crate::uart::Pl011;
+use crate::vgic::{SgiGroup, Vgic, VgicConfig};
+use mm::{Ipa, PAGE_SIZE};
 
 /// What services are to be given to a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,21 +41,59 @@ pub struct Context<'a> {
 pub struct Response {
     /// What the vCPU that left its guest is to do.
     pub resume: Resume,
-    /// Other vCPUs that got an interrupt: wake them if they block, kick them if they run.
+    /// Other vCPUs that got an interrupt: wake them if they block, make them exit if they run.
     pub kick: VcpuSet,
 }
 
-/// The services of one VM. One lock per VM around this.
+impl From<Resume> for Response {
+    fn from(resume: Resume) -> Self {
+        Self { resume, kick: VcpuSet::EMPTY }
+    }
+}
+
+/// The UART, where it is.
+#[derive(Clone, Debug)]
+struct PlacedUart {
+    place: Placement,
+    device: Pl011,
+}
+
+/// Lines into the interrupt controller, collecting whom they concern.
+struct IrqLines<'a> {
+    vgic: &'a mut Vgic,
+    kick: VcpuSet,
+}
+
+impl VirtualIrq for IrqLines<'_> {
+    fn set_level(&mut self, intid: u32, high: bool) {
+        self.kick.extend(self.vgic.set_spi(intid, high));
+    }
+}
+
+/// The services of one VM, to be kept behind one lock.
 #[derive(Clone, Debug)]
 pub struct VmServices {
     vgic: Vgic,
+    power: PowerState,
+    uart: Option<PlacedUart>,
+    console: LineBuffer,
+    realm_ipa_bits: Option<u32>,
+    reported_failure: Option<u64>,
 }
 
 impl VmServices {
     /// Services after reset; only [`VcpuId::BOOT`] is on.
     #[must_use]
     pub fn new(config: &ServicesConfig) -> Self {
-        Self { vgic: Vgic::new(config.vgic) }
+        let vgic = Vgic::new(config.vgic);
+        Self {
+            power: PowerState::new(vgic.config().vcpus),
+            vgic,
+            uart: config.uart.map(|place| PlacedUart { place, device: Pl011::new() }),
+            console: LineBuffer::default(),
+            realm_ipa_bits: config.realm_ipa_bits,
+            reported_failure: None,
+        }
     }
 
     /// The VM's interrupt controller.
@@ -60,27 +107,206 @@ impl VmServices {
         &mut self.vgic
     }
 
-    /// Handles an exit of `vcpu`, whose list registers have been synced.
-    pub fn handle(&mut self, vcpu: VcpuId, exit: &Exit, context: &mut Context<'_>) -> Response {
-        let _ = (vcpu, exit, context);
-        todo!()
+    /// Whether PSCI has `vcpu` turned on.
+    #[must_use]
+    pub fn is_on(&self, vcpu: VcpuId) -> bool {
+        self.power.is_on(vcpu)
     }
 
-    /// Feeds typed bytes to the UART; returns how many it took, and whom to kick.
-    pub fn console_input(&mut self, bytes: &[u8]) -> (usize, VcpuSet) {
-        let _ = bytes;
-        todo!()
-    }
-
-    /// Code of [`crate::host_call::REPORT_FAILURE`], if the guest called it.
+    /// Code of [`host_call::REPORT_FAILURE`], if the guest called it.
     #[must_use]
     pub fn reported_failure(&self) -> Option<u64> {
-        todo!()
+        self.reported_failure
+    }
+
+    /// Handles an exit of `vcpu`, whose list registers have been synced ([`Vgic::sync`]).
+    pub fn handle(&mut self, vcpu: VcpuId, exit: &Exit, context: &mut Context<'_>) -> Response {
+        let mut response = match exit {
+            Exit::Mmio(access) => self.mmio(access, context.console),
+            Exit::Stage2Fault { .. } => Resume::InjectExternalAbort.into(),
+            Exit::Smccc(args) => self.call(vcpu, args, context.memory),
+            Exit::HostCall { imm, args } => self.host_call(*imm, args, context).into(),
+            Exit::Psci(notice) => self.power_notice(vcpu, *notice),
+            Exit::Wait { kind, deadline } => self.wait(vcpu, *kind, *deadline).into(),
+            Exit::SysReg { reg, access } => self.system_register(vcpu, *reg, *access),
+            Exit::RipasChange { .. } if self.is_realm() => Resume::RipasAccept.into(),
+            Exit::RipasChange { .. } => protocol("RIPAS change of an ordinary guest"),
+            Exit::Interrupt => Resume::Continue.into(),
+            Exit::Fatal(cause) => Resume::Stop(StopReason::Fatal(*cause)).into(),
+        };
+        response.kick.remove(vcpu);
+        response
+    }
+
+    fn is_realm(&self) -> bool {
+        self.realm_ipa_bits.is_some()
+    }
+
+    /// Finds the device at the address. Nothing there means an external abort, as on a bus.
+    fn mmio(&mut self, access: &MmioAccess, console: &mut dyn ConsoleSink) -> Response {
+        let done = |value| match access.access {
+            Access::Read => Resume::Read(value),
+            Access::Write(_) => Resume::Done,
+        };
+        if let Some(located) = self.vgic.locate(access) {
+            let (value, kick) = self.vgic.access(&located);
+            return Response { resume: done(value), kick };
+        }
+        let Self { uart, vgic, console: line, .. } = self;
+        if let Some(PlacedUart { place, device }) = uart {
+            let offset = access.ipa.get().checked_sub(place.base);
+            if let Some(offset) = offset.filter(|offset| *offset < layout::UART_SIZE) {
+                let (value, sent) = device.access(offset as u32, access.width, access.access);
+                if let Some(byte) = sent {
+                    line.put(byte, console);
+                }
+                let mut irq = IrqLines { vgic, kick: VcpuSet::EMPTY };
+                irq.set_level(place.intid, device.line());
+                return Response { resume: done(value), kick: irq.kick };
+            }
+        }
+        Resume::InjectExternalAbort.into()
+    }
+
+    fn call(
+        &mut self,
+        vcpu: VcpuId,
+        args: &[u64; CALL_REGISTERS],
+        memory: &dyn GuestMemory,
+    ) -> Response {
+        if self.is_realm() {
+            return protocol("firmware call of a realm");
+        }
+        let resume = self.power.call(vcpu, args, memory);
+        if let Resume::CpuOn { target, .. } = resume {
+            self.vgic.power_on(target);
+        }
+        resume.into()
+    }
+
+    fn power_notice(&mut self, vcpu: VcpuId, notice: crate::exit::PsciNotice) -> Response {
+        if !self.is_realm() {
+            return protocol("realm's PSCI request by an ordinary guest");
+        }
+        let resume = self.power.notice(vcpu, notice);
+        if let Resume::PsciComplete { target, starts: true, .. } = resume {
+            self.vgic.power_on(target);
+        }
+        resume.into()
+    }
+
+    fn wait(&self, vcpu: VcpuId, kind: WaitKind, deadline: Option<u64>) -> Resume {
+        match kind {
+            WaitKind::Interrupt if self.vgic.has_pending(vcpu) => Resume::Done,
+            WaitKind::Interrupt => Resume::Block { deadline },
+            // An event that was sent to the core meanwhile is not seen from here: never sleep.
+            WaitKind::Event => Resume::Yield,
+        }
+    }
+
+    fn system_register(&mut self, vcpu: VcpuId, reg: SysReg, access: Access) -> Response {
+        let kick = match (reg, access) {
+            (SysReg::ICC_SGI1R_EL1, Access::Write(value)) => {
+                self.vgic.generate_sgi(vcpu, SgiGroup::Group1, value)
+            }
+            (SysReg::ICC_SGI0R_EL1, Access::Write(value)) => {
+                self.vgic.generate_sgi(vcpu, SgiGroup::Group0, value)
+            }
+            // There is no other security state to signal.
+            (SysReg::ICC_ASGI1R_EL1, Access::Write(_)) => VcpuSet::EMPTY,
+            (SysReg::ICC_DIR_EL1, Access::Write(value)) => {
+                self.vgic.deactivate(vcpu, value as u32 & 0xff_ffff)
+            }
+            // System registers are always enabled, bypass is disabled, and nothing of it changes.
+            (SysReg::ICC_SRE_EL1, Access::Write(_)) => VcpuSet::EMPTY,
+            (SysReg::ICC_SRE_EL1, Access::Read) => return Resume::Read(0b111).into(),
+            // An RMM cannot be told to inject an Undefined exception.
+            (_, Access::Read) if self.is_realm() => return Resume::Read(0).into(),
+            (_, Access::Write(_)) if self.is_realm() => VcpuSet::EMPTY,
+            _ => return Resume::InjectUndefined.into(),
+        };
+        Response { resume: Resume::Done, kick }
+    }
+
+    fn host_call(
+        &mut self,
+        imm: u16,
+        args: &[u64; HOST_CALL_REGISTERS],
+        context: &mut Context<'_>,
+    ) -> Resume {
+        let [first, registers @ ..] = args;
+        Resume::HostCallDone(match imm {
+            host_call::PUT_STRING => self.put_string(*first, registers, context.console),
+            host_call::EXCHANGE_PAGE => self.exchange_page(*first, context.memory),
+            host_call::REPORT_FAILURE if *first != 0 => {
+                self.reported_failure = Some(*first);
+                host_call::SUCCESS
+            }
+            host_call::REPORT_FAILURE => host_call::INVALID,
+            _ => host_call::UNKNOWN,
+        })
+    }
+
+    fn put_string(&mut self, length: u64, text: &[u64], console: &mut dyn ConsoleSink) -> u64 {
+        if length > host_call::PUT_STRING_MAX as u64 {
+            return host_call::INVALID;
+        }
+        let bytes = text.iter().flat_map(|register| register.to_le_bytes());
+        bytes.take(length as usize).for_each(|byte| self.console.put(byte, console));
+        host_call::SUCCESS
+    }
+
+    /// Adds one to each 64-bit word of a shared page.
+    fn exchange_page(&self, address: u64, memory: &dyn GuestMemory) -> u64 {
+        let alias = self.realm_ipa_bits.map_or(0, |bits| 1_u64.checked_shl(bits - 1).unwrap_or(0));
+        let address = address & !alias;
+        if !address.is_multiple_of(PAGE_SIZE) {
+            return host_call::INVALID;
+        }
+        const CHUNK: usize = 256;
+        for offset in (0..PAGE_SIZE).step_by(CHUNK) {
+            let mut chunk = [0; CHUNK];
+            let at = Ipa::new(address.wrapping_add(offset));
+            if memory.read(at, &mut chunk).is_err() {
+                return host_call::INVALID;
+            }
+            for word in chunk.as_chunks_mut().0 {
+                *word = u64::from_le_bytes(*word).wrapping_add(1).to_le_bytes();
+            }
+            if memory.write(at, &chunk).is_err() {
+                return host_call::INVALID;
+            }
+        }
+        host_call::SUCCESS
+    }
+
+    /// Feeds typed bytes to the UART, as many as it has room for; returns how many, and whom to wake
+    /// or kick.
+    pub fn console_input(&mut self, bytes: &[u8]) -> (usize, VcpuSet) {
+        let Some(PlacedUart { place, device }) = &mut self.uart else {
+            return (0, VcpuSet::EMPTY);
+        };
+        let mut taken = 0;
+        for &byte in bytes {
+            if !device.can_receive() {
+                break;
+            }
+            device.receive(byte);
+            taken += 1;
+        }
+        let kick = self.vgic.set_spi(place.intid, device.line());
+        (taken, kick)
     }
 
     /// Gives out a line that has begun, because the VM stopped or fell silent.
     pub fn flush_console(&mut self, console: &mut dyn ConsoleSink) {
-        let _ = console;
-        todo!()
+        self.console.flush(console);
     }
 }
+
+fn protocol(what: &'static str) -> Response {
+    Resume::Stop(StopReason::Protocol(what)).into()
+}
+
+#[cfg(test)]
+mod tests;

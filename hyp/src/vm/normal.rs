@@ -255,7 +255,7 @@ impl NormalVcpu {
             Resume::Results(values) => self.context.x[..4].copy_from_slice(&values),
             Resume::HostCallDone(value) => self.context.set_reg(0, value),
             // PSCI SUCCESS for the caller.
-            Resume::CpuOn { .. } => self.context.set_reg(0, 0),
+            Resume::CpuOn { .. } | Resume::Suspend => self.context.set_reg(0, 0),
             Resume::Done | Resume::Block { .. } | Resume::Yield => {}
             Resume::InjectUndefined => {
                 el1::inject(&mut self.context, Injection::Undefined);

@@ -149,6 +149,9 @@ pub struct LrImage {
     pub used: usize,
     /// In: the wanted control bits, without `En`.
     pub hcr: HcrBits,
+    /// In: if given, the physical interrupt behind [`crate::vgic::VgicConfig::hardware_ppi`] has to
+    /// be made active or inactive on this core first: the guest wrote its state.
+    pub hardware: Option<bool>,
     /// Out: the `EOIcount` field of ICH_HCR_EL2 (bits 31 to 27).
     pub eoi_count: u8,
     /// Out: ICH_VMCR_EL2, whose priority mask tells what can wake the vCPU.
@@ -161,6 +164,7 @@ impl LrImage {
         lrs: [ListRegister::EMPTY; MAX_LRS],
         used: 0,
         hcr: HcrBits::empty(),
+        hardware: None,
         eoi_count: 0,
         vmcr: 0,
     };

@@ -1,88 +1,259 @@
 //! GICv3 for guests: distributor, redistributors, SGI generation and list registers, as pure logic.
+//!
+//! Follows Arm IHI 0069 (GICv3 and GICv4) for a single security state (`GICD_CTLR.DS` is one), with
+//! affinity routing, without LPIs and without message-based SPIs. Every vCPU has 16 SGIs and 16
+//! PPIs; [`MAX_INTID`] bounds the SPIs.
+//!
+//! # Who knows what
+//!
+//! Interrupt state lives here. [`Vgic::flush`] lends the most urgent part of it to the list
+//! registers right before entry, [`Vgic::sync`] takes it back right after exit. Between the two, a
+//! vCPU's interrupts may change under the guest's hands, and what other vCPUs read about them is as
+//! of the entry; what they write counts, and is not undone by the list register.
+//!
+//! Functions that change state return the vCPUs that have to look at it again: to be woken when they
+//! block, to be made to exit when they run. The vCPU on whose behalf one is called may be among them;
+//! it looks anyway when it is entered next.
+//!
+//! # Level-sensitive interrupts
+//!
+//! A list register cannot follow a line. It asks for a maintenance interrupt at deactivation
+//! instead, and the exit samples the line again. An interrupt that is tied to a physical one
+//! ([`VgicConfig::hardware_ppi`]) needs none: the guest's deactivation deactivates the physical
+//! interrupt, which fires again if its line is still high.
 
+mod bank;
 mod lr;
+mod mmio;
+mod planner;
+mod sgi;
+
+pub(crate) use sgi::SgiGroup;
 
 pub use lr::{HcrBits, ListRegister, LrImage, LrState, MAX_LRS};
+pub use mmio::{Frame, FrameAccess};
 
-use crate::exit::MmioAccess;
-use crate::ids::{VcpuId, VcpuSet};
+use crate::ids::{MAX_VCPUS, VcpuId, VcpuSet};
+use bank::{Bank, Groups, bits};
 
+/// Number of banks of shared interrupts.
+const SHARED_BANKS: usize = 3;
 /// Highest interrupt that a vGIC has: 32 private and 96 shared ones.
-pub const MAX_INTID: u32 = 127;
+pub const MAX_INTID: u32 = 32 * (SHARED_BANKS as u32 + 1) - 1;
+/// SGIs are edge-triggered, PPIs can be either.
+const PRIVATE_LEVEL: u32 = 0xffff_0000;
 
 /// What a vGIC is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VgicConfig {
-    /// Number of vCPUs, 1 to [`crate::MAX_VCPUS`]; other values are clamped.
+    /// Number of vCPUs, 1 to [`MAX_VCPUS`]; other values are clamped.
     pub vcpus: usize,
-    /// Number of list registers of the virtual CPU interface, 1 to [`MAX_LRS`]; clamped.
+    /// Number of list registers of the virtual CPU interface, 2 to [`MAX_LRS`]; clamped. All known
+    /// implementations have four or more, and with one there is no way to learn that it is free.
     pub list_registers: usize,
-    /// A private interrupt that is tied to the physical interrupt of the same number by the HW bit
-    /// of its list register. For a REC this must be `None`.
+    /// A PPI that is tied to the physical interrupt of the same number by the HW bit of its list
+    /// register. For a REC this must be `None`.
     pub hardware_ppi: Option<u32>,
+}
+
+/// What belongs to one vCPU.
+#[derive(Clone, Debug)]
+struct Private {
+    bank: Bank,
+    /// Whether the physical interrupt behind `hardware_ppi` is active on behalf of this vCPU.
+    hardware_active: bool,
+    /// Whether the guest changed that other than by deactivation, so that the physical interrupt
+    /// controller does not know it yet.
+    hardware_stale: bool,
+    /// Interrupts in the list registers, in order, while they are lent out.
+    lent: [u8; MAX_LRS],
+    lent_count: usize,
+    /// ICH_VMCR_EL2 as of the last exit.
+    vmcr: u64,
+    /// GICR_WAKER.ProcessorSleep. Kept for reading back: interrupts are forwarded regardless.
+    asleep: bool,
+}
+
+impl Private {
+    const RESET: Self = Self {
+        bank: Bank::new(PRIVATE_LEVEL),
+        hardware_active: false,
+        hardware_stale: false,
+        lent: [0; MAX_LRS],
+        lent_count: 0,
+        vmcr: 0,
+        asleep: true,
+    };
+}
+
+/// 32 shared interrupts.
+#[derive(Clone, Debug)]
+struct Shared {
+    bank: Bank,
+    /// Affinity that each is routed to, packed as `Aff3.Aff2.Aff1.Aff0`.
+    route: [u32; 32],
+    /// For each vCPU, the interrupts that are its to handle: those routed to it, and those that it
+    /// has taken until it is done with them.
+    owned: [u32; MAX_VCPUS],
+    /// Interrupts whose owner is not done with them although they are routed elsewhere now.
+    moved: u32,
+}
+
+impl Shared {
+    /// After reset, everything is routed to affinity zero, the boot vCPU.
+    const RESET: Self = {
+        let mut owned = [0; MAX_VCPUS];
+        owned[0] = u32::MAX;
+        Self { bank: Bank::new(u32::MAX), route: [0; 32], owned, moved: 0 }
+    };
+
+    /// Gives interrupts in `mask` to whom they are routed; if their owner still has them, later.
+    fn rehome(&mut self, mask: u32, vcpus: usize) {
+        let busy = self.bank.listed | self.bank.active;
+        self.moved = (self.moved & !mask) | (mask & busy);
+        for index in bits(mask & !busy) {
+            let bit = 1 << index;
+            self.owned.iter_mut().for_each(|owned| *owned &= !bit);
+            let target = self.route.get(index as usize).copied().unwrap_or(0) as usize;
+            if let Some(owned) = self.owned.get_mut(target).filter(|_| target < vcpus) {
+                *owned |= bit;
+            }
+        }
+    }
 }
 
 /// The interrupt controller of one VM.
 #[derive(Clone, Debug)]
 pub struct Vgic {
     config: VgicConfig,
+    groups: Groups,
+    private: [Private; MAX_VCPUS],
+    shared: [Shared; SHARED_BANKS],
 }
 
 impl Vgic {
     /// A vGIC after reset: everything disabled, nothing pending.
     #[must_use]
     pub fn new(config: VgicConfig) -> Self {
-        Self { config }
+        let config = VgicConfig {
+            vcpus: config.vcpus.clamp(1, MAX_VCPUS),
+            list_registers: config.list_registers.clamp(2, MAX_LRS),
+            hardware_ppi: config.hardware_ppi.filter(|ppi| (16..32).contains(ppi)),
+        };
+        Self {
+            config,
+            groups: Groups::default(),
+            private: [const { Private::RESET }; MAX_VCPUS],
+            shared: [const { Shared::RESET }; SHARED_BANKS],
+        }
     }
 
-    /// Fills `image` with what `vcpu` is to see. Call right before entry.
-    pub fn flush(&mut self, vcpu: VcpuId, image: &mut LrImage) {
-        let _ = (vcpu, image, &self.config);
-        todo!()
-    }
-
-    /// Takes back what `vcpu` did with `image`. Call after every exit, before anything else is asked of the vGIC for this vCPU.
-    pub fn sync(&mut self, vcpu: VcpuId, image: &LrImage) {
-        let _ = (vcpu, image);
-        todo!()
-    }
-
-    /// Whether `vcpu` has an interrupt that ends a WFI.
+    /// Configuration, after clamping.
     #[must_use]
-    pub fn has_pending(&self, vcpu: VcpuId) -> bool {
-        let _ = vcpu;
-        todo!()
+    pub fn config(&self) -> &VgicConfig {
+        &self.config
     }
 
-    /// Drives the line of a private interrupt (16 to 31) of `vcpu`.
+    fn all_vcpus(&self) -> impl Iterator<Item = VcpuId> + use<> {
+        VcpuSet::first(self.config.vcpus).iter()
+    }
+
+    /// Bit of the tied interrupt in a private bank; zero if there is none.
+    fn hardware_bit(&self) -> u32 {
+        self.config.hardware_ppi.map_or(0, |ppi| 1 << ppi)
+    }
+
+    /// Drives the line of a PPI (16 to 31) of `vcpu` high or low; other numbers are ignored.
+    ///
+    /// Returns whom to wake or kick.
     pub fn set_ppi(&mut self, vcpu: VcpuId, intid: u32, high: bool) -> VcpuSet {
-        let _ = (vcpu, intid, high);
-        todo!()
+        if !(16..32).contains(&intid) {
+            return VcpuSet::EMPTY;
+        }
+        let bit = 1 << intid;
+        self.private[vcpu.index()].bank.drive(bit, high);
+        self.private_changed(vcpu, if high { bit } else { 0 })
     }
 
-    /// Drives the line of a shared interrupt (32 and above).
+    /// Drives the line of a shared interrupt (32 to [`MAX_INTID`]) high or low; other numbers are
+    /// ignored.
+    ///
+    /// Returns whom to wake or kick.
     pub fn set_spi(&mut self, intid: u32, high: bool) -> VcpuSet {
-        let _ = (intid, high);
-        todo!()
+        let index = (intid / 32).wrapping_sub(1) as usize;
+        let bit = 1 << (intid % 32);
+        let Some(shared) = self.shared.get_mut(index) else { return VcpuSet::EMPTY };
+        shared.bank.drive(bit, high);
+        self.shared_changed(index, if high { bit } else { 0 })
     }
 
-    /// The physical interrupt tied to `hardware_ppi` was taken while `vcpu` was loaded. It stays active physically until the guest deactivates it.
+    /// The physical interrupt behind `hardware_ppi` was taken on behalf of `vcpu`.
+    ///
+    /// It is to stay active in the physical interrupt controller (priority dropped, not
+    /// deactivated) until the guest deactivates it.
     pub fn raise_hardware(&mut self, vcpu: VcpuId) -> VcpuSet {
-        let _ = vcpu;
-        todo!()
+        let bit = self.hardware_bit();
+        let private = &mut self.private[vcpu.index()];
+        private.bank.set_pending(bit);
+        private.hardware_active = bit != 0;
+        self.private_changed(vcpu, bit)
     }
 
-    /// Whether the tied physical interrupt of `vcpu` must be active in the physical GIC of the core that runs it.
+    /// Whether the physical interrupt behind `hardware_ppi` is to be active on the core that runs
+    /// `vcpu`. To be copied to the physical interrupt controller when a core takes up the vCPU.
     #[must_use]
     pub fn hardware_active(&self, vcpu: VcpuId) -> bool {
-        let _ = vcpu;
-        todo!()
+        self.private[vcpu.index()].hardware_active
     }
 
-    /// Whether `access` falls into the distributor or a redistributor.
-    #[must_use]
-    pub fn claims(&self, access: &MmioAccess) -> bool {
-        let _ = access;
-        todo!()
+    /// Starts `vcpu` afresh: its CPU interface has been reset, so nothing of its own is active.
+    pub fn power_on(&mut self, vcpu: VcpuId) {
+        let private = &mut self.private[vcpu.index()];
+        private.bank.active = 0;
+        private.vmcr = 0;
+        self.hardware_written(vcpu);
+    }
+
+    /// Whom to tell that interrupts in `mask` of a private bank changed.
+    fn private_changed(&self, vcpu: VcpuId, mask: u32) -> VcpuSet {
+        let bank = &self.private[vcpu.index()].bank;
+        let matter = bank.wanting(self.groups) | bank.listed;
+        if matter & mask != 0 { VcpuSet::only(vcpu) } else { VcpuSet::EMPTY }
+    }
+
+    /// Whom to tell that interrupts in `mask` of shared bank `index` changed.
+    fn shared_changed(&self, index: usize, mask: u32) -> VcpuSet {
+        let mut kick = VcpuSet::EMPTY;
+        let Some(shared) = self.shared.get(index) else { return kick };
+        let matter = (shared.bank.wanting(self.groups) | shared.bank.listed) & mask;
+        for vcpu in self.all_vcpus().filter(|_| matter != 0) {
+            if shared.owned[vcpu.index()] & matter != 0 {
+                kick.insert(vcpu);
+            }
+        }
+        kick
+    }
+
+    /// Whom to tell that everything changed.
+    fn all_changed(&self) -> VcpuSet {
+        let mut kick = VcpuSet::EMPTY;
+        self.all_vcpus().for_each(|vcpu| kick.extend(self.private_changed(vcpu, u32::MAX)));
+        (0..SHARED_BANKS).for_each(|index| kick.extend(self.shared_changed(index, u32::MAX)));
+        kick
+    }
+
+    /// Derives the state of the physical interrupt after the guest wrote that of the virtual one.
+    fn hardware_written(&mut self, vcpu: VcpuId) {
+        let bit = self.hardware_bit();
+        let private = &mut self.private[vcpu.index()];
+        let bank = &private.bank;
+        let active = (bank.active | bank.pending | bank.latched) & bit != 0;
+        if active != private.hardware_active {
+            private.hardware_active = active;
+            private.hardware_stale = true;
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,192 @@
+//! PSCI 1.1 (Arm DEN 0022) and the SMC calling convention's own calls (Arm DEN 0028) for guests.
+
+use crate::exit::{CALL_REGISTERS, PsciNotice, PsciVerdict, Resume, StopReason};
+use crate::ids::{VcpuId, VcpuSet};
+use crate::traits::GuestMemory;
+use arm_psci::{AffinityInfo, EntryPoint, ErrorCode, Function, FunctionId, MigrateInfoType, Mpidr};
+use mm::Ipa;
+
+const SMCCC_VERSION: u32 = 0x8000_0000;
+const SMCCC_ARCH_FEATURES: u32 = 0x8000_0001;
+/// SMCCC 1.2: arguments and results beyond x7 and x3, none of which we use.
+const SMCCC_VERSION_1_2: u32 = 0x1_0002;
+const SMCCC_SUCCESS: i64 = 0;
+const SMCCC_NOT_SUPPORTED: i64 = -1;
+const PSCI_VERSION_1_1: u32 = 0x1_0001;
+
+/// Standard calls of PSCI: 0x8400_0000 to 0x8400_001f, and the same with 64-bit arguments.
+const PSCI_CALLS: u32 = 0x8400_0000;
+const PSCI_CALL_MASK: u32 = 0xbfff_ffe0;
+
+/// Which vCPUs of a VM are on.
+#[derive(Clone, Debug)]
+pub(crate) struct PowerState {
+    all: VcpuSet,
+    on: VcpuSet,
+}
+
+/// A call's answer: new x0 and nothing else, or something for the run loop to do.
+fn result(value: i64) -> Resume {
+    Resume::Results([value.cast_unsigned(), 0, 0, 0])
+}
+
+fn error(code: ErrorCode) -> Resume {
+    result(i64::from(code as i32))
+}
+
+impl PowerState {
+    /// Only [`VcpuId::BOOT`] of `vcpus` is on.
+    pub(crate) fn new(vcpus: usize) -> Self {
+        Self { all: VcpuSet::first(vcpus), on: VcpuSet::only(VcpuId::BOOT) }
+    }
+
+    pub(crate) fn is_on(&self, vcpu: VcpuId) -> bool {
+        self.on.contains(vcpu)
+    }
+
+    fn find(&self, mpidr: u64) -> Option<VcpuId> {
+        VcpuId::from_mpidr(mpidr).filter(|vcpu| self.all.contains(*vcpu))
+    }
+
+    /// Answers `HVC #0` or `SMC #0` of an ordinary guest.
+    pub(crate) fn call(
+        &mut self,
+        vcpu: VcpuId,
+        args: &[u64; CALL_REGISTERS],
+        memory: &dyn GuestMemory,
+    ) -> Resume {
+        // The function identifier is W0.
+        let [function, argument, second, third, ..] = *args;
+        match function as u32 {
+            SMCCC_VERSION => result(i64::from(SMCCC_VERSION_1_2)),
+            SMCCC_ARCH_FEATURES => result(match argument as u32 {
+                SMCCC_VERSION | SMCCC_ARCH_FEATURES => SMCCC_SUCCESS,
+                _ => SMCCC_NOT_SUPPORTED,
+            }),
+            psci if psci & PSCI_CALL_MASK == PSCI_CALLS => {
+                match Function::try_from(&[u64::from(psci), argument, second, third]) {
+                    Ok(function) => self.psci(vcpu, &function, memory),
+                    Err(parse_error) => error(parse_error.into()),
+                }
+            }
+            _ => result(SMCCC_NOT_SUPPORTED),
+        }
+    }
+
+    fn psci(&mut self, vcpu: VcpuId, function: &Function, memory: &dyn GuestMemory) -> Resume {
+        match *function {
+            Function::Version => result(i64::from(PSCI_VERSION_1_1)),
+            Function::Features { psci_func_id } => features(psci_func_id.into()),
+            Function::CpuOn { target_cpu, entry } => self.cpu_on(target_cpu, entry, memory),
+            Function::CpuOff => {
+                self.on.remove(vcpu);
+                Resume::CpuOff
+            }
+            // There is one power state, in which the vCPU keeps everything: deeper ones are
+            // promoted to it, which the specification leaves to us.
+            Function::CpuSuspend { .. } => Resume::Suspend,
+            Function::AffinityInfo { mpidr, lowest_affinity_level } => {
+                self.affinity_info(mpidr, lowest_affinity_level)
+            }
+            Function::MigrateInfoType => {
+                result(i64::from(u32::from(MigrateInfoType::MigrationNotRequired)))
+            }
+            Function::SystemOff => Resume::SystemOff,
+            Function::SystemReset => Resume::SystemReset,
+            _ => error(ErrorCode::NotSupported),
+        }
+    }
+
+    fn cpu_on(&mut self, target: Mpidr, entry: EntryPoint, memory: &dyn GuestMemory) -> Resume {
+        let Some(target) = self.find(target.into()) else {
+            return error(ErrorCode::InvalidParameters);
+        };
+        if self.on.contains(target) {
+            return error(ErrorCode::AlreadyOn);
+        }
+        let address = Ipa::new(entry.entry_point_address());
+        let first_instruction = memory.read(address, &mut [0; 4]);
+        if !address.is_aligned(4) || first_instruction.is_err() {
+            return error(ErrorCode::InvalidAddress);
+        }
+        self.on.insert(target);
+        Resume::CpuOn { target, entry: address, context: entry.context_id() }
+    }
+
+    fn affinity_info(&self, mpidr: Mpidr, lowest_level: u32) -> Resume {
+        let state = |on| {
+            let info = if on { AffinityInfo::On } else { AffinityInfo::Off };
+            result(i64::from(u32::from(info)))
+        };
+        match (lowest_level, mpidr) {
+            (0, _) => match self.find(mpidr.into()) {
+                Some(vcpu) => state(self.on.contains(vcpu)),
+                None => error(ErrorCode::InvalidParameters),
+            },
+            // All vCPUs are in one group at every higher level, and the caller is on.
+            (1, Mpidr { aff1: 0, aff2: 0, aff3: None | Some(0), .. })
+            | (2, Mpidr { aff2: 0, aff3: None | Some(0), .. })
+            | (3, Mpidr { aff3: None | Some(0), .. }) => state(true),
+            _ => error(ErrorCode::InvalidParameters),
+        }
+    }
+
+    /// Answers a PSCI request that a realm's RMM reports.
+    pub(crate) fn notice(&mut self, vcpu: VcpuId, notice: PsciNotice) -> Resume {
+        match notice {
+            PsciNotice::CpuSuspend => Resume::Suspend,
+            PsciNotice::CpuOff => {
+                self.on.remove(vcpu);
+                Resume::CpuOff
+            }
+            PsciNotice::CpuOn { target } => match self.find(target) {
+                // The RMM answers ALREADY_ON by itself, whatever our verdict on such a target is.
+                Some(target) => {
+                    let starts = !self.on.contains(target);
+                    self.on.insert(target);
+                    Resume::PsciComplete { target, verdict: PsciVerdict::Success, starts }
+                }
+                None => Resume::Stop(StopReason::Protocol("CPU_ON of a REC that does not exist")),
+            },
+            PsciNotice::AffinityInfo { target } => match self.find(target) {
+                Some(target) => {
+                    Resume::PsciComplete { target, verdict: PsciVerdict::Success, starts: false }
+                }
+                None => {
+                    Resume::Stop(StopReason::Protocol("AFFINITY_INFO of a REC that does not exist"))
+                }
+            },
+            PsciNotice::SystemOff => Resume::SystemOff,
+            PsciNotice::SystemReset => Resume::SystemReset,
+        }
+    }
+}
+
+/// Flag of CPU_SUSPEND in PSCI_FEATURES: `power_state` has the extended StateID format.
+const EXTENDED_STATE_ID: i64 = 1 << 1;
+
+/// PSCI_FEATURES: nothing but CPU_SUSPEND has flags.
+fn features(function: u32) -> Resume {
+    if function == SMCCC_VERSION {
+        return result(SMCCC_SUCCESS);
+    }
+    match FunctionId::try_from(function) {
+        Ok(FunctionId::CpuSuspend32 | FunctionId::CpuSuspend64) => result(EXTENDED_STATE_ID),
+        Ok(
+            FunctionId::PsciVersion
+            | FunctionId::PsciFeatures
+            | FunctionId::CpuOn32
+            | FunctionId::CpuOn64
+            | FunctionId::CpuOff
+            | FunctionId::AffinityInfo32
+            | FunctionId::AffinityInfo64
+            | FunctionId::MigrateInfoType
+            | FunctionId::SystemOff
+            | FunctionId::SystemReset,
+        ) => result(SMCCC_SUCCESS),
+        _ => error(ErrorCode::NotSupported),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,276 @@
+//! Lending interrupts to list registers and taking them back.
+
+use super::bank::bits;
+use super::{HcrBits, ListRegister, LrImage, LrState, MAX_INTID, MAX_LRS, SHARED_BANKS, Vgic};
+use crate::ids::{VcpuId, VcpuSet};
+use arrayvec::ArrayVec;
+
+/// Interrupts that one vCPU could have to handle at once.
+type Candidates = ArrayVec<u8, { MAX_INTID as usize + 1 }>;
+
+const VMCR_GROUP0_ENABLE: u64 = 1;
+const VMCR_GROUP1_ENABLE: u64 = 1 << 1;
+const VMCR_EOI_MODE: u64 = 1 << 9;
+const VMCR_PRIORITY_MASK_SHIFT: u32 = 24;
+
+impl Vgic {
+    /// Fills `image` with what `vcpu` is to see. Call right before entry.
+    ///
+    /// The most urgent interrupts are chosen if there are more than list registers; then the control
+    /// bits ask for the exits at which the others get their turn. `image` has to be the one that this
+    /// vCPU was entered with last.
+    pub fn flush(&mut self, vcpu: VcpuId, image: &mut LrImage) {
+        // Whoever entered and went straight on, or flushed and did not enter, may flush again.
+        self.take_back(vcpu, image);
+        let mut candidates = self.candidates(vcpu);
+        let count = candidates.len().min(self.config.list_registers);
+        if candidates.len() > count {
+            candidates.sort_unstable_by_key(|&intid| self.rank(vcpu, intid));
+        }
+        let (chosen, rest) = candidates.split_at(count);
+
+        let mut pending = 0;
+        for (lr, &intid) in image.lrs.iter_mut().zip(chosen) {
+            *lr = self.list(vcpu, intid);
+            pending += usize::from(lr.state() == LrState::Pending);
+        }
+        if let Some(unused) = image.lrs.get_mut(count..) {
+            unused.fill(ListRegister::EMPTY);
+        }
+        image.used = count;
+        image.hcr = self.control(vcpu, count, pending, rest);
+
+        let private = &mut self.private[vcpu.index()];
+        private.lent_count = count;
+        private.lent.iter_mut().zip(chosen).for_each(|(slot, &intid)| *slot = intid);
+        image.hardware = private.hardware_stale.then_some(private.hardware_active);
+        private.hardware_stale = false;
+    }
+
+    /// Takes back what `vcpu` did with `image`. Call right after every exit, before anything else is
+    /// asked of the vGIC on behalf of this vCPU.
+    ///
+    /// Returns whom to wake or kick: shared interrupts may now go to where they have been routed.
+    pub fn sync(&mut self, vcpu: VcpuId, image: &LrImage) -> VcpuSet {
+        self.take_back(vcpu, image);
+        self.private[vcpu.index()].vmcr = image.vmcr;
+        let mut kick = VcpuSet::EMPTY;
+        (0..SHARED_BANKS).for_each(|index| kick.extend(self.settle(index)));
+        kick.remove(vcpu);
+        kick
+    }
+
+    /// Whether `vcpu` has an interrupt that ends its WFI: pending, enabled everywhere, and more
+    /// urgent than the priority mask of its CPU interface.
+    ///
+    /// Means nothing while the vCPU's interrupts are lent out.
+    #[must_use]
+    pub fn has_pending(&self, vcpu: VcpuId) -> bool {
+        let private = &self.private[vcpu.index()];
+        let mask = (private.vmcr >> VMCR_PRIORITY_MASK_SHIFT) as u8;
+        let group_enabled = |group1| {
+            let enable = if group1 { VMCR_GROUP1_ENABLE } else { VMCR_GROUP0_ENABLE };
+            private.vmcr & enable != 0
+        };
+        let signals = |bank: &super::Bank, wanting: u32| {
+            bits(wanting & !bank.active).any(|index| {
+                bank.priority(index as usize) < mask && group_enabled(bank.group1 >> index & 1 != 0)
+            })
+        };
+        signals(&private.bank, private.bank.wanting(self.groups))
+            || self.shared.iter().any(|shared| {
+                let owned = shared.owned[vcpu.index()];
+                owned != 0 && signals(&shared.bank, shared.bank.wanting(self.groups) & owned)
+            })
+    }
+
+    /// Deactivates `intid` as a trapped write of ICC_DIR_EL1 by `vcpu` does; returns whom to wake or
+    /// kick.
+    pub(crate) fn deactivate(&mut self, vcpu: VcpuId, intid: u32) -> VcpuSet {
+        self.clear_active(vcpu, intid);
+        let bit = 1 << (intid % 32);
+        match (intid / 32) as usize {
+            0 => self.private_changed(vcpu, bit),
+            n => {
+                let mut kick = self.settle(n - 1);
+                kick.extend(self.shared_changed(n - 1, bit));
+                kick
+            }
+        }
+    }
+
+    fn clear_active(&mut self, vcpu: VcpuId, intid: u32) {
+        let bit = 1 << (intid % 32);
+        if intid >= 32 {
+            if let Some(shared) = self.shared.get_mut((intid / 32) as usize - 1) {
+                shared.bank.set_active(bit, false);
+            }
+            return;
+        }
+        self.private[vcpu.index()].bank.set_active(bit, false);
+        if bit == self.hardware_bit() {
+            self.hardware_written(vcpu);
+        }
+    }
+
+    /// Gives interrupts of shared bank `index` that were routed elsewhere while their owner had them
+    /// to whom they belong now; returns whom to wake or kick.
+    fn settle(&mut self, index: usize) -> VcpuSet {
+        let vcpus = self.config.vcpus;
+        let Some(shared) = self.shared.get_mut(index).filter(|s| s.moved != 0) else {
+            return VcpuSet::EMPTY;
+        };
+        let moved = shared.moved;
+        shared.rehome(moved, vcpus);
+        self.shared_changed(index, moved)
+    }
+
+    /// Interrupts that `vcpu` should see: active ones and those that want to become so.
+    fn candidates(&self, vcpu: VcpuId) -> Candidates {
+        let private = &self.private[vcpu.index()].bank;
+        let own = private.wanting(self.groups) | private.active;
+        let mut found: Candidates = bits(own).map(|index| index as u8).collect();
+        for (n, shared) in (1..).zip(&self.shared) {
+            let owned = shared.owned[vcpu.index()];
+            if owned == 0 {
+                continue;
+            }
+            let word = (shared.bank.wanting(self.groups) | shared.bank.active) & owned;
+            // There are exactly as many places as interrupts.
+            found.extend(bits(word).map(|index| (32 * n + index) as u8));
+        }
+        found
+    }
+
+    fn bank(&self, vcpu: VcpuId, intid: u8) -> Option<&super::Bank> {
+        match usize::from(intid / 32) {
+            0 => Some(&self.private[vcpu.index()].bank),
+            n => self.shared.get(n - 1).map(|shared| &shared.bank),
+        }
+    }
+
+    /// Order in which interrupts get list registers: the most urgent first, and at the same priority
+    /// those that are active, which the others cannot preempt.
+    fn rank(&self, vcpu: VcpuId, intid: u8) -> (u8, bool, u8) {
+        let index = intid % 32;
+        let bank = self.bank(vcpu, intid);
+        let priority = bank.map_or(u8::MAX, |bank| bank.priority(usize::from(index)));
+        let active = bank.is_some_and(|bank| bank.active >> index & 1 != 0);
+        (priority, !active, intid)
+    }
+
+    /// Makes the list register of `intid` and lends the interrupt out.
+    fn list(&mut self, vcpu: VcpuId, intid: u8) -> ListRegister {
+        let groups = self.groups;
+        let index = intid % 32;
+        let bit = 1_u32 << index;
+        let hardware = intid < 32 && bit == self.hardware_bit();
+        let bank = match usize::from(intid / 32) {
+            0 => &mut self.private[vcpu.index()].bank,
+            n => match self.shared.get_mut(n - 1) {
+                Some(shared) => &mut shared.bank,
+                None => return ListRegister::EMPTY,
+            },
+        };
+        let level = bank.level & bit != 0;
+        let active = bank.active & bit != 0;
+        let pending = bank.wanting(groups) & bit != 0;
+        let state = match (active, pending) {
+            // Tied interrupts cannot be both (Arm IHI 0069, ICH_LRn_EL2.State), and a level is
+            // sampled again at deactivation anyway.
+            (true, true) if !hardware && !level => LrState::PendingActive,
+            (true, _) => LrState::Active,
+            (false, _) => LrState::Pending,
+        };
+        let lr = ListRegister::new(
+            u32::from(intid),
+            bank.priority(usize::from(index)),
+            bank.group1 & bit != 0,
+            state,
+        );
+        bank.listed |= bit;
+        if matches!(state, LrState::Pending | LrState::PendingActive) {
+            bank.list(bit);
+        }
+        match (hardware, level) {
+            (true, _) => lr.with_hardware(u32::from(intid)),
+            (false, true) => lr.with_eoi_maintenance(),
+            (false, false) => lr,
+        }
+    }
+
+    /// Control bits for `count` list registers, `pending` of them pending, with `rest` left over.
+    fn control(&self, vcpu: VcpuId, count: usize, pending: usize, rest: &[u8]) -> HcrBits {
+        let mut control = HcrBits::empty();
+        let active = |&intid: &u8| {
+            self.bank(vcpu, intid).is_some_and(|bank| bank.active >> (intid % 32) & 1 != 0)
+        };
+        if rest.is_empty() {
+            return control;
+        }
+        if rest.iter().any(active) {
+            control |= HcrBits::LRENPIE;
+            if self.private[vcpu.index()].vmcr & VMCR_EOI_MODE != 0 {
+                // Deactivation is separate and in any order: only a trap tells which one.
+                control |= HcrBits::TDIR;
+            }
+        }
+        // Each asks for an exit at once if its condition holds already.
+        if pending > 0 {
+            control |= HcrBits::NPIE;
+        } else if count > 1 {
+            control |= HcrBits::UIE;
+        }
+        control
+    }
+
+    /// Takes everything back that `image` was lent, if it still is.
+    fn take_back(&mut self, vcpu: VcpuId, image: &LrImage) {
+        if self.private[vcpu.index()].lent_count > 0 {
+            self.deactivate_unlisted(vcpu, image.eoi_count);
+            self.reclaim(vcpu, image);
+        }
+    }
+
+    /// Takes lent interrupts back, as the list registers of `image` have them now.
+    fn reclaim(&mut self, vcpu: VcpuId, image: &LrImage) {
+        let hardware_bit = self.hardware_bit();
+        let private = &mut self.private[vcpu.index()];
+        let lent = private.lent;
+        let count = core::mem::take(&mut private.lent_count).min(MAX_LRS);
+        for (&intid, lr) in lent.iter().zip(&image.lrs).take(count) {
+            let bit = 1_u32 << (intid % 32);
+            // An empty list register need not keep the number. With another number than the one
+            // that was lent, it says nothing about this interrupt.
+            let state = lr.state();
+            let known = state == LrState::Invalid || lr.vintid() == u32::from(intid);
+            let state = if known { state } else { LrState::Pending };
+            let pending = matches!(state, LrState::Pending | LrState::PendingActive);
+            let active = matches!(state, LrState::Active | LrState::PendingActive);
+            if intid < 32 {
+                let private = &mut self.private[vcpu.index()];
+                private.bank.unlist(bit, pending, active);
+                if bit == hardware_bit && state == LrState::Invalid {
+                    private.hardware_active = private.bank.pending & bit != 0;
+                }
+            } else if let Some(shared) = self.shared.get_mut(usize::from(intid / 32) - 1) {
+                shared.bank.unlist(bit, pending, active);
+            }
+        }
+    }
+
+    /// Deactivates the `count` most urgent active interrupts that are in no list register: the guest
+    /// ended that many, and it ends the most urgent first.
+    fn deactivate_unlisted(&mut self, vcpu: VcpuId, count: u8) {
+        for _ in 0..count {
+            let unlisted = |intid: &u8| {
+                self.bank(vcpu, *intid)
+                    .is_some_and(|bank| (bank.active & !bank.listed) >> (intid % 32) & 1 != 0)
+            };
+            let candidates = self.candidates(vcpu);
+            let next = candidates.into_iter().filter(unlisted).min_by_key(|&i| self.rank(vcpu, i));
+            let Some(intid) = next else { return };
+            self.clear_active(vcpu, u32::from(intid));
+        }
+    }
+}
