@@ -35,7 +35,7 @@ impl Uart {
         unsafe { register.read_volatile() }
     }
 
-    fn write(&mut self, offset: usize, value: u32) {
+    fn write(&self, offset: usize, value: u32) {
         let register = core::ptr::with_exposed_provenance_mut::<u32>(self.0 + offset);
         // SAFETY: as above.
         unsafe { register.write_volatile(value) }

@@ -187,7 +187,7 @@ impl Platform for Machine {
         sysreg::store_el1(&mut host_el1);
         let host_timers = sysreg::store_timers();
         let host_vectors = HOST_VECTORS.0[cpu_index()].get();
-        let private = memory::rec_private(rec).cast::<Private>();
+        let private = memory::rec_private::<Private>(rec);
 
         // SAFETY: this CPU's own entry.
         unsafe { vector_state::store(host_vectors) }

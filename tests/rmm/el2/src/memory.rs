@@ -27,9 +27,14 @@ unsafe extern "C" {
 /// Pointer to `pa` in the Realm view.
 ///
 /// # Panics
-/// When `length` bytes from `pa` on leave the RAM: the core promises RAM only.
-fn realm(pa: Pa, length: usize) -> *mut u8 {
-    assert!(is_ram(pa, length), "{:#x} is no RAM of the Realm view", pa.0);
+/// When `length` bytes from `pa` on leave the RAM, or `pa` is not aligned for `T`: the core
+/// promises aligned RAM only.
+fn realm<T>(pa: Pa, length: usize) -> *mut T {
+    assert!(
+        is_ram(pa, length) && pa.0.is_multiple_of(align_of::<T>() as u64),
+        "{:#x} is no RAM of the Realm view",
+        pa.0
+    );
     core::ptr::with_exposed_provenance_mut(pa.0 as usize)
 }
 
@@ -71,7 +76,7 @@ pub(crate) fn write_nonsecure(pa: Pa, bytes: &[u8]) -> Result<(), GranuleFault> 
 
 /// Copies from a delegated granule.
 pub(crate) fn read_realm(pa: Pa, buf: &mut [u8]) {
-    let from = realm(pa, buf.len());
+    let from = realm::<u8>(pa, buf.len());
     // SAFETY: delegated granules are mapped, apart from all Rust objects, and the core keeps
     // everybody but the realm itself, whose data may be torn, from writing there.
     unsafe { core::ptr::copy_nonoverlapping(from, buf.as_mut_ptr(), buf.len()) }
@@ -79,14 +84,14 @@ pub(crate) fn read_realm(pa: Pa, buf: &mut [u8]) {
 
 /// Copies to a delegated granule.
 pub(crate) fn write_realm(pa: Pa, bytes: &[u8]) {
-    let to = realm(pa, bytes.len());
+    let to = realm::<u8>(pa, bytes.len());
     // SAFETY: as for `read_realm`.
     unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) }
 }
 
 /// Clears a delegated granule and cleans it to the point of coherency.
 pub(crate) fn zero_granule(pa: Pa) {
-    let granule = realm(pa, GRANULE);
+    let granule = realm::<u8>(pa, GRANULE);
     // SAFETY: as for `read_realm`.
     unsafe { core::ptr::write_bytes(granule, 0, GRANULE) }
     // 16 bytes is the smallest cache line of the architecture.
@@ -110,15 +115,15 @@ pub(crate) fn write_descriptor(pa: Pa, value: u64) {
 }
 
 fn descriptor(pa: Pa) -> &'static AtomicU64 {
-    assert!(pa.0.is_multiple_of(8));
-    let pointer = realm(pa, 8).cast::<u64>();
+    let pointer = realm::<u64>(pa, 8);
     // SAFETY: the granule is mapped for good and aligned, and while it is a table the core uses
     // it by these two functions alone.
     unsafe { AtomicU64::from_ptr(pointer) }
 }
 
 /// Pointer to the half of a REC granule that the core leaves to the machine.
-pub(crate) fn rec_private(rec: Pa) -> *mut u8 {
+pub(crate) fn rec_private<T>(rec: Pa) -> *mut T {
+    const { assert!(size_of::<T>() <= GRANULE / 2) }
     realm(Pa(rec.0 + (GRANULE / 2) as u64), GRANULE / 2)
 }
 

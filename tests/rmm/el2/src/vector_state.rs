@@ -26,8 +26,6 @@ pub(crate) struct Private {
     pub(crate) keys: [u64; 10],
 }
 
-const _: () = assert!(size_of::<Private>() <= crate::memory::GRANULE / 2);
-
 global_asm!(
     r#"
     .arch_extension fp
