@@ -94,6 +94,9 @@ pub(crate) fn setup(project: &Project, debian: Option<&Debian>) -> Result<()> {
             .arg(&source)
             .arg(format!("-j{cores}"))
             .args(options())
+            // The same source gives the same image: no time, and not this checkout's revision.
+            .arg(format!("BUILD_STRING={version}"))
+            .arg("BUILD_MESSAGE_TIMESTAMP=\"from Debian\"")
             .arg(format!("BUILD_BASE={}", build.display()))
             .args(["all", "fip"]),
         &project.logs_dir().join("setup-firmware.log"),

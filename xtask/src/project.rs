@@ -68,11 +68,6 @@ impl Project {
         })
     }
 
-    /// The package of that name, if the workspace has it.
-    pub(crate) fn package(&self, name: &str) -> Option<&Package> {
-        self.packages.iter().find(|p| p.name == name)
-    }
-
     /// The bare-metal guests: all packages below `tests/guests`.
     pub(crate) fn guests(&self) -> impl Iterator<Item = &Package> {
         let folder = self.root.join("tests/guests");
