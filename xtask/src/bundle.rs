@@ -4,15 +4,21 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use dtoolkit::ToPropertyValue;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
-use vmm_services::manifest::names;
+use flate2::read::GzDecoder;
+use vmm_services::loader;
+use vmm_services::manifest::{Bundle, names};
 
 use crate::elf;
 use crate::scenario::{Device, ImageRef, ImageType, Kind, Refusal, Refused, Scenario, Vm};
+
+/// First bytes of a gzip file.
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 /// Where an image lies in the bundle.
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +51,22 @@ pub(crate) fn write(scenario: &Scenario) -> Result<Vec<u8>> {
         bundle.extend(&images.contents[&path]);
     }
     bundle.resize(usize::try_from(total)?, 0);
+    check(scenario, &bundle)?;
     Ok(bundle)
+}
+
+/// Reads the bundle as the hypervisor will, and places each VM's images as it will.
+fn check(scenario: &Scenario, bundle: &[u8]) -> Result<()> {
+    let parsed = Bundle::parse(bundle).map_err(|e| anyhow!("the hypervisor refuses it: {e}"))?;
+    let mut fdt = vec![0; loader::FDT_MAX];
+    let mut refusals = Vec::new();
+    for (vm, spec) in scenario.vms.iter().zip(&parsed.vms) {
+        if let Err(error) = loader::plan(spec, &parsed, &mut fdt) {
+            let file = scenario.file.clone();
+            refusals.push(Refusal { file, line: vm.kernel.line, reason: error.to_string() });
+        }
+    }
+    if refusals.is_empty() { Ok(()) } else { Err(Refused(refusals).into()) }
 }
 
 impl Images {
@@ -54,8 +75,9 @@ impl Images {
         let mut refusals = Vec::new();
         for vm in &scenario.vms {
             let mut together = 0;
-            for image in [Some(&vm.kernel), vm.initramfs.as_ref()].into_iter().flatten() {
-                match images.add(image) {
+            let initramfs = vm.initramfs.as_ref().map(|image| (image, false));
+            for (image, unpack) in [(&vm.kernel, true)].into_iter().chain(initramfs) {
+                match images.add(image, unpack) {
                     Ok(size) => together += size,
                     Err(reason) => refusals.push((image.line, reason)),
                 }
@@ -75,11 +97,18 @@ impl Images {
         Err(Refused(refusals.into_iter().map(refusal).collect()))
     }
 
-    /// Reads an image unless it was read; returns its size in bytes.
-    fn add(&mut self, image: &ImageRef) -> Result<u64, String> {
+    /// Reads an image unless it was read; returns its size in bytes. `unpack` says that a gzip file
+    /// is to be unpacked: the hypervisor takes kernels as they are to lie in memory.
+    fn add(&mut self, image: &ImageRef, unpack: bool) -> Result<u64, String> {
         if !self.contents.contains_key(&image.path) {
             let shown = image.path.display();
-            let bytes = fs::read(&image.path).map_err(|e| format!("image {shown}: {e}"))?;
+            let mut bytes = fs::read(&image.path).map_err(|e| format!("image {shown}: {e}"))?;
+            if unpack && bytes.starts_with(&GZIP_MAGIC) {
+                let mut unpacked = Vec::new();
+                let mut decoder = GzDecoder::new(bytes.as_slice());
+                decoder.read_to_end(&mut unpacked).map_err(|e| format!("image {shown}: {e}"))?;
+                bytes = unpacked;
+            }
             if bytes.is_empty() {
                 return Err(format!("image {shown} is empty"));
             }
@@ -191,8 +220,8 @@ fn devices_node(devices: &[Device]) -> DeviceTreeNode {
         }
         let mut child = DeviceTreeNode::new_unchecked(device.kind.name());
         let [address, size] = [device.address, device.size].map(u64::to_be_bytes);
-        set(&mut child, "reg", [address, size].concat());
-        set(&mut child, "interrupts", device.interrupt);
+        set(&mut child, names::REG, [address, size].concat());
+        set(&mut child, names::INTERRUPTS, device.interrupt);
         node.add_child(child);
     }
     node
@@ -209,3 +238,7 @@ fn image_node(name: &str, placed: Placed) -> DeviceTreeNode {
 fn set<T: ToPropertyValue>(node: &mut DeviceTreeNode, name: &str, value: T) {
     node.add_property(DeviceTreeProperty::new_unchecked(name, value));
 }
+
+#[cfg(test)]
+#[path = "bundle_tests.rs"]
+mod tests;

@@ -57,6 +57,12 @@ impl Images {
         Self { beside: project.root.join(folder), named }
     }
 
+    /// Only the images in a folder.
+    #[cfg(test)]
+    pub(super) fn beside(folder: &Path) -> Self {
+        Self { beside: folder.to_owned(), named: BTreeMap::new() }
+    }
+
     fn find(&self, source: &mut Source<'_>, name: &Spanned<String>) -> ImageRef {
         let line = source.line(&name.span());
         let text = name.get_ref();

@@ -110,3 +110,11 @@ impl Scenario {
         project.root.join("scenarios").join(name).with_extension("toml")
     }
 }
+
+/// A scenario whose images lie in `folder`.
+#[cfg(test)]
+#[track_caller]
+pub(crate) fn parse_for_test(folder: &Path, text: &str) -> Scenario {
+    let images = check::Images::beside(folder);
+    check::check(&images, &folder.join("test.toml"), text, Overrides::default()).unwrap()
+}

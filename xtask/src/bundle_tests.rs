@@ -1,0 +1,156 @@
+use std::io::Write;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use vmm_services::manifest::{Budget, HashAlgorithm, KernelFormat, Placement, SelfTest};
+
+use super::*;
+use crate::scenario::parse_for_test;
+
+/// A scenario file and its images in a folder of their own, which goes away with this.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("xtask-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn image(&self, name: &str, bytes: &[u8]) {
+        fs::write(self.0.join(name), bytes).unwrap();
+    }
+
+    fn scenario(&self, text: &str) -> Scenario {
+        parse_for_test(&self.0, text)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The smallest kernel with an arm64 `Image` header: `image_size` is 64 KiB.
+fn kernel() -> Vec<u8> {
+    let mut bytes = vec![0; 128];
+    bytes[16..24].copy_from_slice(&0x1_0000_u64.to_le_bytes());
+    bytes[24] = 0xa; // little endian, 4 KiB pages, anywhere
+    bytes[56..60].copy_from_slice(b"ARM\x64");
+    bytes
+}
+
+const TEXT: &str = r#"
+name = "pair"
+self-test = "granule-protection"
+[machine]
+cpus = 2
+memory = "3G"
+[[vm]]
+name = "one"
+kind = "vm"
+vcpus = 2
+memory = "64M"
+kernel = "kernel"
+initramfs = "initramfs"
+cmdline = "console=ttyAMA0"
+priority = 3
+budget-us = 100
+period-us = 1000
+affinity = [1]
+repeat = 7
+expect = "stopped"
+expect-reason = "granule"
+stray-granule-of = "two"
+[[vm.device]]
+kind = "uart"
+address = 0x0900_1000
+interrupt = 34
+[[vm]]
+name = "two"
+kind = "realm"
+memory = "32M"
+kernel = "kernel"
+hash = "sha512"
+ipa-bits = 36
+personalization = "ab"
+"#;
+
+#[test]
+fn the_hypervisors_parser_reads_what_was_written() {
+    let folder = Folder::new("whole");
+    folder.image("kernel", &kernel());
+    folder.image("initramfs", b"not a multiple of the alignment");
+    let bytes = write(&folder.scenario(TEXT)).unwrap();
+    let bundle = Bundle::parse(&bytes).unwrap();
+    assert_eq!(bundle.scenario, "pair");
+    assert_eq!(bundle.self_test, Some(SelfTest::GranuleProtection));
+    let [one, two] = bundle.vms.as_slice() else { panic!("two VMs") };
+    assert_eq!((one.name, one.vcpus, one.memory, one.priority), ("one", 2, 64 << 20, 3));
+    assert_eq!(one.budget, Some(Budget { budget_us: 100, period_us: 1000 }));
+    assert_eq!((one.affinity, one.repeat), (Some(0b10), 7));
+    assert_eq!((one.kernel_format, one.cmdline), (KernelFormat::Image, "console=ttyAMA0"));
+    assert_eq!(one.devices.uart, Some(Placement { base: 0x900_1000, intid: 34 }));
+    assert_eq!(one.expect, vmm_services::manifest::Expect::Stopped);
+    assert_eq!((one.expect_reason, one.stray_granule_of), (Some("granule"), Some("two")));
+    let initramfs = bundle.image(one.initramfs.as_ref().unwrap());
+    assert_eq!(initramfs, b"not a multiple of the alignment");
+    assert!(one.realm().is_none());
+    let realm = two.realm().unwrap();
+    assert_eq!((realm.hash, realm.ipa_bits), (HashAlgorithm::Sha512, 36));
+    assert_eq!(realm.rpv[..2], [0xab, 0]);
+    assert_eq!(two.devices.uart, Some(Placement { base: 0x900_0000, intid: 33 }));
+    // Both VMs use one copy.
+    assert_eq!(one.kernel, two.kernel);
+    assert_eq!(bundle.image(&two.kernel), kernel());
+}
+
+#[test]
+fn the_same_scenario_gives_the_same_bytes() {
+    let folder = Folder::new("same");
+    folder.image("kernel", &kernel());
+    folder.image("initramfs", b"x");
+    let scenario = folder.scenario(TEXT);
+    assert_eq!(write(&scenario).unwrap(), write(&scenario).unwrap());
+}
+
+#[test]
+fn a_compressed_kernel_is_unpacked() {
+    let folder = Folder::new("gzip");
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
+    gzip.write_all(&kernel()).unwrap();
+    folder.image("kernel", &gzip.finish().unwrap());
+    folder.image("initramfs", b"x");
+    let bytes = write(&folder.scenario(TEXT)).unwrap();
+    let bundle = Bundle::parse(&bytes).unwrap();
+    assert_eq!(bundle.image(&bundle.vms[0].kernel), kernel());
+}
+
+/// The faults of a scenario that names these images.
+fn faults(folder: &Folder) -> Vec<(usize, String)> {
+    let error = write(&folder.scenario(TEXT)).unwrap_err();
+    let Refused(refusals) = error.downcast_ref::<Refused>().expect("refused with a line");
+    refusals.iter().map(|r| (r.line, r.reason.clone())).collect()
+}
+
+#[test]
+fn images_that_do_not_serve() {
+    let folder = Folder::new("bad");
+    folder.image("kernel", &kernel());
+    folder.image("initramfs", b"");
+    assert!(matches!(&faults(&folder)[..], [(13, reason)] if reason.contains("is empty")));
+    folder.image("initramfs", &vec![0; 65 << 20]);
+    assert!(matches!(&faults(&folder)[..], [(13, reason)] if reason.contains("its memory is 64")));
+    folder.image("initramfs", &vec![0; 63 << 20]);
+    assert!(matches!(&faults(&folder)[..], [(12, reason)] if reason.contains("does not fit")));
+}
+
+#[test]
+fn the_kernels_first_bytes_tell_its_type() {
+    let folder = Folder::new("type");
+    folder.image("initramfs", b"x");
+    folder.image("kernel", &[0x42; 4096]);
+    let bytes = write(&folder.scenario(TEXT)).unwrap();
+    assert_eq!(Bundle::parse(&bytes).unwrap().vms[0].kernel_format, KernelFormat::Raw);
+}
