@@ -10,9 +10,9 @@ use mm::ledger::{LayoutError, Ledger, NotOurs, PhysRange, Use};
 use mm::stage1::{Kind, Stage1, Stage1Error, TablePage};
 use spin::Once;
 
-/// Pages for stage-1 tables: root, and two per place where permissions change away from a block
-/// boundary. Boot fails with a message if a machine needs more.
-const TABLE_PAGES: usize = 48;
+/// Pages for stage-1 tables. QEMU's machines take 9; each further place where permissions change
+/// away from a block boundary takes up to two. Boot fails with a message if a machine needs more.
+const TABLE_PAGES: usize = 32;
 /// Most ranges that are left out when RAM is mapped.
 const MAX_HOLES: usize = 40;
 

@@ -8,7 +8,7 @@ pub const MAX_CORES: usize = 8;
 /// alignment of every stack: the exception vectors rely on both.
 pub const STACK_SIZE: usize = 0x1_0000;
 /// Bytes of the stack on which a core reports that its own stack overflowed.
-pub const EMERGENCY_STACK_SIZE: usize = 0x4000;
+pub const EMERGENCY_STACK_SIZE: usize = 0x2000;
 
 unsafe extern "C" {
     static __image_start: u8;
