@@ -1,14 +1,13 @@
 //! The machine under the core: `rmm::Platform` on the CPU that runs this.
 
 use core::arch::asm;
-use core::cell::UnsafeCell;
 
 use rmm::platform::{GptRefused, GranuleFault, MachineFeatures, Stage2Regime, SysRegIss, Traps};
 use rmm::{GranuleSlot, Ipa, Pa, Platform, RawExit, RecContext};
 
 use crate::sysreg::{self, read, write};
-use crate::vector_state::{self, Private, Vectors};
-use crate::{MAX_CPUS, cpu_index, el3, memory, vgic};
+use crate::vector_state::{self, Private};
+use crate::{el3, memory, vgic};
 
 /// HCR_EL2 while a REC runs; WFI and WFE traps come on top.
 ///
@@ -61,15 +60,6 @@ unsafe extern "C" {
     fn rec_enter(context: *mut RecContext) -> u64;
 }
 
-/// Vector registers of the host, while a REC runs on the CPU.
-struct HostVectors([UnsafeCell<Vectors>; MAX_CPUS]);
-
-// SAFETY: each CPU uses its own entry alone.
-unsafe impl Sync for HostVectors {}
-
-static HOST_VECTORS: HostVectors =
-    HostVectors([const { UnsafeCell::new(Vectors::zeroed()) }; MAX_CPUS]);
-
 /// The machine.
 #[derive(Debug)]
 pub(crate) struct Machine;
@@ -77,12 +67,9 @@ pub(crate) struct Machine;
 /// Sets up what stays the same on this CPU for as long as it is on. EL3 keeps it for the Realm
 /// world across the host's turns.
 pub(crate) fn init_cpu() {
-    // E2H clear: all of the low bits are RES1 or traps. SVE and SME (TZ, TSM), trace (TTA) and activity
-    // monitors (TAM) trap; FP does not.
-    const CPTR_REC: u64 = 0x33ff & !(1 << 10) | 1 << 20 | 1 << 30;
     // Debug and PMU registers trap: TPMCR, TPM, TDA, TDOSA, TDRA, TTRF.
     const MDCR_TRAPS: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 19;
-    write!("cptr_el2", CPTR_REC);
+    vector_state::init_cpu();
     write!("mdcr_el2", read!("mdcr_el2") | MDCR_TRAPS);
     write!("cnthctl_el2", CNTHCTL_REC);
     write!("cntvoff_el2", 0);
@@ -186,12 +173,11 @@ impl Platform for Machine {
         let mut host_el1 = rmm::El1State::default();
         sysreg::store_el1(&mut host_el1);
         let host_timers = sysreg::store_timers();
-        let host_vectors = HOST_VECTORS.0[cpu_index()].get();
         let private = memory::rec_private::<Private>(rec);
+        // SAFETY: the second half of a REC granule is this, and the core lets one CPU run it at a time.
+        let private = unsafe { &mut *private };
 
-        // SAFETY: this CPU's own entry.
-        unsafe { vector_state::store(host_vectors) }
-        load_private(private);
+        vector_state::host_to_rec(private);
         sysreg::load_el1(&context.el1);
         write!("vmpidr_el2", context.el1.vmpidr_el2);
         vgic::load(&context.gic);
@@ -212,12 +198,10 @@ impl Platform for Machine {
         write!("cnthctl_el2", CNTHCTL_REC);
         vgic::store(&mut context.gic);
         sysreg::store_el1(&mut context.el1);
-        store_private(private);
+        vector_state::rec_to_host(private);
 
         sysreg::load_timers(&host_timers);
         sysreg::load_el1(&host_el1);
-        // SAFETY: this CPU's own entry.
-        unsafe { vector_state::load(host_vectors) }
         isb();
         exit
     }
@@ -275,25 +259,6 @@ fn load_timers(context: &RecContext, traps: Traps) {
     }
 }
 
-/// Loads what the machine keeps of a REC.
-fn load_private(private: *mut Private) {
-    // SAFETY: the second half of a REC granule is a `Private` of this REC, and the core lets one
-    // CPU run it at a time.
-    let private = unsafe { &*private };
-    // SAFETY: a reference is valid.
-    unsafe { vector_state::load(&raw const private.vectors) }
-    vector_state::load_keys(&private.keys);
-}
-
-/// Stores what the machine keeps of a REC.
-fn store_private(private: *mut Private) {
-    // SAFETY: as in `load_private`.
-    let private = unsafe { &mut *private };
-    // SAFETY: a reference is valid.
-    unsafe { vector_state::store(&raw mut private.vectors) }
-    vector_state::store_keys(&mut private.keys);
-}
-
 /// What the exception that ended a run means to the core.
 fn exit_of(kind: u64) -> RawExit {
     let esr = read!("esr_el2");
@@ -330,7 +295,8 @@ fn use_regime(regime: Stage2Regime) {
     unsafe { asm!("dsb ishst", options(nostack, preserves_flags)) }
 }
 
-fn isb() {
+/// Lets all register writes before it take effect.
+pub(crate) fn isb() {
     // SAFETY: a barrier changes nothing.
     unsafe { asm!("isb", options(nostack, preserves_flags)) }
 }
