@@ -1,5 +1,6 @@
 //! Addresses of the image's sections and stacks, from the linker script.
 
+use core::arch::global_asm;
 use mm::{PAGE_SIZE, PhysAddr};
 
 /// Largest number of cores that the hypervisor drives.
@@ -9,6 +10,19 @@ pub const MAX_CORES: usize = 8;
 pub const STACK_SIZE: usize = 0x1_0000;
 /// Bytes of the stack on which a core reports that its own stack overflowed.
 pub const EMERGENCY_STACK_SIZE: usize = 0x2000;
+
+// For the linker script, which reserves the memory and asserts that it agrees.
+global_asm!(
+    ".global __layout_max_cores",
+    ".set __layout_max_cores, {max_cores}",
+    ".global __layout_stack_size",
+    ".set __layout_stack_size, {stack_size}",
+    ".global __layout_emergency_stack_size",
+    ".set __layout_emergency_stack_size, {emergency_stack_size}",
+    max_cores = const MAX_CORES,
+    stack_size = const STACK_SIZE,
+    emergency_stack_size = const EMERGENCY_STACK_SIZE,
+);
 
 unsafe extern "C" {
     static __image_start: u8;
