@@ -5,7 +5,9 @@
 //! priority drops when [`poll`] has handed the interrupt over, and the interrupt is deactivated
 //! then too, or later by a guest through a list register with the HW bit.
 
-use crate::arch::{cpu, layout::MAX_CORES, percpu::core_index, sysreg::write_sysreg};
+use crate::arch::layout::MAX_CORES;
+use crate::arch::percpu::{PerCpu, core_index};
+use crate::arch::{cpu, sysreg::write_sysreg};
 use crate::machine::{BSA_PPIS, PpiIds};
 use crate::per_cpu;
 use crate::sync::Lock;
@@ -17,6 +19,7 @@ use arm_gic::{IntId, InterruptGroup, UniqueMmioPointer};
 use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
+use safe_mmio::field;
 use spin::Once;
 use vmm_services::machine::GicV3;
 
@@ -91,9 +94,8 @@ struct Controller {
 }
 
 static CONTROLLER: Once<Controller> = Once::new();
-/// This core's redistributor.
-static REDISTRIBUTOR: crate::arch::percpu::PerCpu<Option<GicRedistributor<'static>>> =
-    per_cpu!(None);
+/// Registers of this core's redistributor.
+static REDISTRIBUTOR: PerCpu<Option<UniqueMmioPointer<'static, GicrSgi>>> = per_cpu!(None);
 /// Affinity of each core that [`init_core`] has set up, by index; `u64::MAX` before.
 static AFFINITY: [AtomicU64; MAX_CORES] = [const { AtomicU64::new(u64::MAX) }; MAX_CORES];
 
@@ -132,8 +134,9 @@ pub fn init_core() -> Result<(), IrqError> {
     cpu::isb();
     GicCpuInterface::enable_system_register_el1();
     let mpidr = cpu::affinity();
-    let mut redistributor =
+    let mut registers =
         find_redistributor(&controller.gic, mpidr).ok_or(IrqError::NoRedistributor { mpidr })?;
+    let mut redistributor = GicRedistributor::new(registers.reborrow());
     // Firmware may have woken it already.
     let _ = redistributor.mark_core_awake();
     redistributor.configure_default_settings();
@@ -149,7 +152,7 @@ pub fn init_core() -> Result<(), IrqError> {
         redistributor.set_interrupt_priority(intid, PRIORITY).map_err(failed)?;
         redistributor.enable_interrupt(intid, true).map_err(failed)?;
     }
-    REDISTRIBUTOR.with(|slot| *slot = Some(redistributor));
+    REDISTRIBUTOR.with(|slot| *slot = Some(registers));
 
     GicCpuInterface::set_priority_mask(0xff);
     // ICC_CTLR_EL1.EOImode (bit 1): a write to EOIR drops the priority, DIR deactivates.
@@ -168,7 +171,7 @@ fn ppi(intid: u32) -> IntId {
 }
 
 /// Looks for the frame with this affinity in all regions.
-fn find_redistributor(gic: &GicV3, mpidr: u64) -> Option<GicRedistributor<'static>> {
+fn find_redistributor(gic: &GicV3, mpidr: u64) -> Option<UniqueMmioPointer<'static, GicrSgi>> {
     for region in &gic.redistributors {
         let mut addr = region.base;
         while addr.saturating_add(FRAME_BYTES) <= region.end() {
@@ -176,8 +179,8 @@ fn find_redistributor(gic: &GicV3, mpidr: u64) -> Option<GicRedistributor<'stati
             // SAFETY: `init`'s caller vouched for the regions. Frames of other cores are only
             // asked for their type, which changes nothing; the frame of this core is handed out
             // only to this core, once.
-            let frame = GicRedistributor::new(unsafe { UniqueMmioPointer::new(registers) });
-            let typer = frame.typer();
+            let mut frame = unsafe { UniqueMmioPointer::new(registers) };
+            let typer = GicRedistributor::new(frame.reborrow()).typer();
             if typer.core_mpidr() == mpidr {
                 return Some(frame);
             }
@@ -251,9 +254,29 @@ pub fn ppis() -> PpiIds {
 /// If the GIC does not have it.
 pub fn enable_ppi(intid: u32, enable: bool) -> Result<(), IrqError> {
     REDISTRIBUTOR.with(|slot| {
-        let redistributor = slot.as_mut().ok_or(IrqError::Mapping)?;
-        redistributor.enable_interrupt(ppi(intid), enable).map_err(|_| IrqError::Setting(intid))
+        let registers = slot.as_mut().ok_or(IrqError::Mapping)?;
+        GicRedistributor::new(registers.reborrow())
+            .enable_interrupt(ppi(intid), enable)
+            .map_err(|_| IrqError::Setting(intid))
     })
+}
+
+/// Makes a per-core interrupt (INTID 16 to 31) active or inactive on this core.
+///
+/// An interrupt that a guest will deactivate through its list register stays active on the core
+/// where it was taken. It belongs to that vCPU, so it is to be made inactive when another vCPU is
+/// loaded there, and active again where the first one is loaded next.
+pub fn set_ppi_active(intid: u32, active: bool) {
+    let bit = 1_u32.checked_shl(intid).unwrap_or(0);
+    REDISTRIBUTOR.with(|slot| {
+        let Some(mut registers) = slot.as_mut().map(UniqueMmioPointer::reborrow) else { return };
+        let mut sgi = field!(registers, sgi);
+        if active {
+            field!(sgi, isactiver).split()[0].write(bit);
+        } else {
+            field!(sgi, icactiver).split()[0].write(bit);
+        }
+    });
 }
 
 /// Routes a shared interrupt (INTID 32 to 1019) to this core and enables or disables it.
