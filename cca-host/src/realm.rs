@@ -414,7 +414,7 @@ impl<'l, H: Host> Realm<'l, H, Active> {
     /// No change is pending, or the RMM refuses for a reason that is not the state of an entry.
     pub fn change_ripas(
         &mut self,
-        rec: &mut Rec<'l, H>,
+        rec: &mut Rec<'_, H>,
         budget: u64,
     ) -> Result<RipasProgress, Error> {
         let change = rec.pending_ripas().ok_or(Error::Invalid(Invalid::NothingPending))?;

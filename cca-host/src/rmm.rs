@@ -36,7 +36,7 @@ pub const POOL_CAPACITY: usize = 128;
 /// A negotiated connection to the RMM. Shared by all cores and realms.
 pub struct Rmm<'l, H> {
     pub(crate) host: H,
-    pub(crate) ledger: &'l Ledger<'l>,
+    pub(crate) ledger: &'l Ledger<'static>,
     capabilities: Capabilities,
     counts: CallCounts,
     pool: Pool,
@@ -75,7 +75,7 @@ impl<'l, H: Host> Rmm<'l, H> {
 
     /// The ledger from which the driver takes memory.
     #[must_use]
-    pub const fn ledger(&self) -> &'l Ledger<'l> {
+    pub const fn ledger(&self) -> &'l Ledger<'static> {
         self.ledger
     }
 

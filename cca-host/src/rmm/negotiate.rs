@@ -87,7 +87,7 @@ impl<'l, H: Host> Rmm<'l, H> {
     /// could not be activated.
     pub fn negotiate(
         host: H,
-        ledger: &'l Ledger<'l>,
+        ledger: &'l Ledger<'static>,
         config: Config,
     ) -> Result<Self, NegotiationError> {
         let (v1, mut lower, mut higher) = request(&host, Revision::V1_0)?;

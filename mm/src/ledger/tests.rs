@@ -18,8 +18,9 @@ fn range(start: u64, end: u64) -> PhysRange {
     PhysRange::new(PhysAddr::new(start), PhysAddr::new(end))
 }
 
-fn metadata(ram: &[PhysRange]) -> Vec<u32> {
-    vec![0; Ledger::metadata_words(ram, LIMIT).expect("layout")]
+fn ledger(ram: &[PhysRange]) -> Ledger<'static> {
+    let words = Ledger::metadata_words(ram, LIMIT).expect("layout");
+    Ledger::new(ram, LIMIT, vec![0; words].leak()).expect("ledger")
 }
 
 #[test]
@@ -33,8 +34,7 @@ fn metadata_is_small() {
 #[test]
 fn blocks_up_to_a_gibibyte_are_naturally_aligned() {
     let ram = [range(0x4000_0000, 0x1_0000_0000)];
-    let mut words = metadata(&ram);
-    let ledger = Ledger::new(&ram, LIMIT, &mut words).expect("ledger");
+    let ledger = ledger(&ram);
     ledger.reserve(range(0x4000_0000, 0x4000_1000), Use::Firmware).expect("reserve");
     let start = ledger.census();
     for order in 0..=MAX_ORDER {
@@ -50,8 +50,7 @@ fn blocks_up_to_a_gibibyte_are_naturally_aligned() {
 #[test]
 fn memory_of_the_rmm_stays_below_the_limit() {
     let ram = [range(0xffff_e000, 0x1_0000_4000)];
-    let mut words = metadata(&ram);
-    let ledger = Ledger::new(&ram, LIMIT, &mut words).expect("ledger");
+    let ledger = ledger(&ram);
     let high = ledger.alloc(0, Use::VmMemory, Owner::vm(1)).expect("memory");
     assert_eq!(high.base(), LIMIT);
     let low = [(); 2].map(|()| ledger.alloc(0, Use::Realm, Owner::vm(2)).expect("memory"));
@@ -68,8 +67,7 @@ fn memory_of_the_rmm_stays_below_the_limit() {
 #[test]
 fn a_granule_goes_to_the_rmm_and_back_only_as_recorded() {
     let ram = [range(0x4000_0000, 0x4040_0000)];
-    let mut words = metadata(&ram);
-    let ledger = Ledger::new(&ram, LIMIT, &mut words).expect("ledger");
+    let ledger = ledger(&ram);
     let owner = Owner::vm(7);
     let frames = ledger.alloc(9, Use::Realm, owner).expect("memory");
     let base = frames.base();
@@ -100,8 +98,7 @@ fn a_granule_goes_to_the_rmm_and_back_only_as_recorded() {
 #[test]
 fn reserving_twice_keeps_the_first_reason() {
     let ram = [range(0x4000_0000, 0x4001_0000), range(0x8000_0000, 0x8001_0000)];
-    let mut words = metadata(&ram);
-    let ledger = Ledger::new(&ram, LIMIT, &mut words).expect("ledger");
+    let ledger = ledger(&ram);
     let first = range(0x3fff_0000, 0x4000_1001);
     assert_eq!(ledger.reserve(first, Use::Firmware), Ok(2));
     assert_eq!(ledger.reserve(range(0, u64::MAX), Use::Bundle), Ok(30));
@@ -275,8 +272,7 @@ proptest! {
     fn ledger_agrees_with_one_entry_per_granule(ops in prop::collection::vec(op(), 1..120)) {
         // Odd edges, a hole, and a part above the delegable limit.
         let ram = [range(0x4000_3000, 0x4004_5000), range(0xffff_5000, 0x1_0001_7000)];
-        let mut words = metadata(&ram);
-        let ledger = Ledger::new(&ram, LIMIT, &mut words).expect("ledger");
+        let ledger = ledger(&ram);
         let start = ledger.census();
         let states = ram
             .iter()
