@@ -97,11 +97,13 @@ impl Bank {
         self.active_written |= mask & self.listed;
     }
 
-    /// Marks `bit` as listed and moves its latch along.
-    pub(super) fn list(&mut self, bit: u32) {
+    /// Lends `bit` to a list register, and its latch along if that presents it as pending.
+    pub(super) fn lend(&mut self, bit: u32, pending: bool) {
         self.listed |= bit;
-        self.latched |= self.pending & bit;
-        self.pending &= !bit;
+        if pending {
+            self.latched |= self.pending & bit;
+            self.pending &= !bit;
+        }
     }
 
     /// Takes `bit` back from a list register that says `pending` and `active`.

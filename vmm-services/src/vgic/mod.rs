@@ -256,4 +256,6 @@ impl Vgic {
 }
 
 #[cfg(test)]
+mod model_tests;
+#[cfg(test)]
 mod tests;

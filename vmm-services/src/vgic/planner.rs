@@ -149,14 +149,22 @@ impl Vgic {
         }
     }
 
-    /// Order in which interrupts get list registers: the most urgent first, and at the same priority
-    /// those that are active, which the others cannot preempt.
-    fn rank(&self, vcpu: VcpuId, intid: u8) -> (u8, bool, u8) {
+    /// Order in which interrupts get list registers.
+    ///
+    /// The most urgent first; at the same priority those that are active, which the others cannot
+    /// preempt. In EOI mode 1 an active interrupt may have dropped its priority long ago and keep
+    /// nobody waiting, and its deactivation can be trapped: there all pending ones come first.
+    fn rank(&self, vcpu: VcpuId, intid: u8) -> (bool, u8, bool, u8) {
         let index = intid % 32;
         let bank = self.bank(vcpu, intid);
         let priority = bank.map_or(u8::MAX, |bank| bank.priority(usize::from(index)));
         let active = bank.is_some_and(|bank| bank.active >> index & 1 != 0);
-        (priority, !active, intid)
+        (active && self.separate_deactivation(vcpu), priority, !active, intid)
+    }
+
+    /// Whether the guest of `vcpu` drops priority and deactivates in two steps (EOI mode 1).
+    fn separate_deactivation(&self, vcpu: VcpuId) -> bool {
+        self.private[vcpu.index()].vmcr & VMCR_EOI_MODE != 0
     }
 
     /// Makes the list register of `intid` and lends the interrupt out.
@@ -165,20 +173,21 @@ impl Vgic {
         let index = intid % 32;
         let bit = 1_u32 << index;
         let hardware = intid < 32 && bit == self.hardware_bit();
-        let bank = match usize::from(intid / 32) {
-            0 => &mut self.private[vcpu.index()].bank,
+        let (bank, moved) = match usize::from(intid / 32) {
+            0 => (&mut self.private[vcpu.index()].bank, 0),
             n => match self.shared.get_mut(n - 1) {
-                Some(shared) => &mut shared.bank,
+                Some(shared) => (&mut shared.bank, shared.moved),
                 None => return ListRegister::EMPTY,
             },
         };
-        let level = bank.level & bit != 0;
+        // What is routed elsewhere by now is pending there once it is not active here any more: as
+        // for a level, the exit at deactivation decides.
+        let resample = (bank.level | moved) & bit != 0;
         let active = bank.active & bit != 0;
         let pending = bank.wanting(groups) & bit != 0;
         let state = match (active, pending) {
-            // Tied interrupts cannot be both (Arm IHI 0069, ICH_LRn_EL2.State), and a level is
-            // sampled again at deactivation anyway.
-            (true, true) if !hardware && !level => LrState::PendingActive,
+            // Tied interrupts cannot be both (Arm IHI 0069, ICH_LRn_EL2.State).
+            (true, true) if !hardware && !resample => LrState::PendingActive,
             (true, _) => LrState::Active,
             (false, _) => LrState::Pending,
         };
@@ -188,11 +197,8 @@ impl Vgic {
             bank.group1 & bit != 0,
             state,
         );
-        bank.listed |= bit;
-        if matches!(state, LrState::Pending | LrState::PendingActive) {
-            bank.list(bit);
-        }
-        match (hardware, level) {
+        bank.lend(bit, state != LrState::Active);
+        match (hardware, resample) {
             (true, _) => lr.with_hardware(u32::from(intid)),
             (false, true) => lr.with_eoi_maintenance(),
             (false, false) => lr,
@@ -210,7 +216,7 @@ impl Vgic {
         }
         if rest.iter().any(active) {
             control |= HcrBits::LRENPIE;
-            if self.private[vcpu.index()].vmcr & VMCR_EOI_MODE != 0 {
+            if self.separate_deactivation(vcpu) {
                 // Deactivation is separate and in any order: only a trap tells which one.
                 control |= HcrBits::TDIR;
             }
