@@ -202,9 +202,8 @@ fn event() -> impl Strategy<Value = Event> {
     let intid = prop::sample::select(INTIDS.to_vec());
     let private_or_shared = (vcpu.clone(), intid, any::<bool>());
     prop_oneof![
-        6 => private_or_shared.clone().prop_filter_map("has a line", |(vcpu, intid, high)| {
-            (intid >= 16).then_some(Event::Line { vcpu, intid, high })
-        }),
+        6 => (vcpu.clone(), prop::sample::select(INTIDS[3..].to_vec()), any::<bool>())
+            .prop_map(|(vcpu, intid, high)| Event::Line { vcpu, intid, high }),
         4 => (vcpu.clone(), 0u8..8, prop::sample::select(vec![0u32, 1, 15]))
             .prop_map(|(from, targets, intid)| Event::Sgi { from, targets, intid }),
         3 => private_or_shared.clone().prop_map(|(vcpu, intid, on)| Event::Enable { vcpu, intid, on }),

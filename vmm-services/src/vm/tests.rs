@@ -1,1 +1,274 @@
+use super::{Context, Response, ServicesConfig, VmServices};
+use crate::exit::{
+    Access, CALL_REGISTERS, Exit, FatalCause, HOST_CALL_REGISTERS, MmioAccess, PsciNotice, Resume,
+    Ripas, StopReason, SysReg, WaitKind, Width,
+};
+use crate::host_call;
+use crate::ids::{VcpuId, VcpuSet};
+use crate::manifest::Placement;
+use crate::testing::{Lines, Ram};
+use crate::vgic::{LrImage, VgicConfig};
+use mm::Ipa;
+use proptest::prelude::*;
 
+const BOOT: VcpuId = VcpuId::BOOT;
+
+struct Rig {
+    services: VmServices,
+    memory: Ram,
+    lines: Lines,
+}
+
+impl Rig {
+    fn new(realm_ipa_bits: Option<u32>) -> Self {
+        Self {
+            services: VmServices::new(&ServicesConfig {
+                vgic: VgicConfig { vcpus: 2, list_registers: 4, hardware_ppi: None },
+                realm_ipa_bits,
+                uart: Some(Placement { base: 0x0900_0000, intid: 33 }),
+            }),
+            memory: Ram::new(0x2000),
+            lines: Lines::default(),
+        }
+    }
+
+    fn vm() -> Self {
+        Self::new(None)
+    }
+
+    fn realm() -> Self {
+        Self::new(Some(40))
+    }
+
+    fn handle(&mut self, vcpu: VcpuId, exit: &Exit) -> Response {
+        let mut context = Context { memory: &self.memory, console: &mut self.lines };
+        self.services.handle(vcpu, exit, &mut context)
+    }
+
+    fn resume(&mut self, exit: &Exit) -> Resume {
+        self.handle(BOOT, exit).resume
+    }
+
+    fn mmio(&mut self, ipa: u64, access: Access) -> Resume {
+        self.resume(&Exit::Mmio(MmioAccess { ipa: Ipa::new(ipa), width: Width::Word, access }))
+    }
+
+    fn host_call(&mut self, imm: u16, args: &[u64]) -> u64 {
+        let mut all = [0; HOST_CALL_REGISTERS];
+        all[..args.len()].copy_from_slice(args);
+        match self.resume(&Exit::HostCall { imm, args: all }) {
+            Resume::HostCallDone(status) => status,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Lets everything through to `vcpu`: group, CPU interface, and interrupt `intid`.
+    fn open(&mut self, vcpu: usize, intid: u32) {
+        self.mmio(0x0800_0000, Access::Write(2));
+        let registers = match intid / 32 {
+            0 => 0x080b_0100 + 0x2_0000 * vcpu as u64,
+            n => 0x0800_0100 + 4 * u64::from(n),
+        };
+        self.mmio(registers, Access::Write(1 << (intid % 32)));
+        let image = LrImage { vmcr: 0xf8 << 24 | 2, ..LrImage::EMPTY };
+        let _ = self.services.vgic_mut().sync(VcpuId::new(vcpu).unwrap(), &image);
+    }
+}
+
+#[test]
+fn printing_through_the_uart() {
+    let mut rig = Rig::vm();
+    for byte in b"hello\nwor" {
+        assert_eq!(rig.mmio(0x0900_0000, Access::Write(u64::from(*byte))), Resume::Done);
+    }
+    rig.services.flush_console(&mut rig.lines);
+    assert_eq!(rig.lines.0, [(b"hello".to_vec(), true), (b"wor".to_vec(), false)]);
+}
+
+#[test]
+fn typing_interrupts_the_guest() {
+    let mut rig = Rig::vm();
+    rig.open(0, 33);
+    rig.mmio(0x0900_0038, Access::Write(1 << 4));
+    let (taken, kick) = rig.services.console_input(b"ab");
+    assert_eq!((taken, kick), (1, VcpuSet::only(BOOT)), "without FIFO there is room for one");
+    assert!(rig.services.vgic().has_pending(BOOT));
+    assert_eq!(rig.mmio(0x0900_0000, Access::Read), Resume::Read(u64::from(b'a')));
+    assert!(!rig.services.vgic().has_pending(BOOT), "read, so the line is low again");
+}
+
+#[test]
+fn what_is_not_there_is_an_external_abort() {
+    let mut rig = Rig::vm();
+    for ipa in [0, 0x0801_0000, 0x080e_0000, 0x0900_1000, 0x0a00_0000, u64::MAX] {
+        assert_eq!(rig.mmio(ipa, Access::Read), Resume::InjectExternalAbort, "{ipa:#x}");
+        assert_eq!(rig.mmio(ipa, Access::Write(1)), Resume::InjectExternalAbort, "{ipa:#x}");
+    }
+    let fault = Exit::Stage2Fault { ipa: Ipa::new(0), fetch: true, write: false };
+    assert_eq!(rig.resume(&fault), Resume::InjectExternalAbort);
+}
+
+#[test]
+fn an_sgi_kicks_the_other_vcpu() {
+    let mut rig = Rig::vm();
+    let other = VcpuId::new(1).unwrap();
+    rig.open(1, 3);
+    let sgi = |value| Exit::SysReg { reg: SysReg::ICC_SGI1R_EL1, access: Access::Write(value) };
+    let response = rig.handle(BOOT, &sgi(3 << 24 | 0b11));
+    assert_eq!(response, Response { resume: Resume::Done, kick: VcpuSet::only(other) });
+    assert!(rig.services.vgic().has_pending(other));
+    let response = rig.handle(other, &sgi(3 << 24 | 0b10));
+    assert!(response.kick.is_empty(), "one does not kick oneself");
+}
+
+#[test]
+fn system_registers() {
+    let mut rig = Rig::vm();
+    let exit = |reg, access| Exit::SysReg { reg, access };
+    let sre = exit(SysReg::ICC_SRE_EL1, Access::Read);
+    assert_eq!(rig.resume(&sre), Resume::Read(7));
+    let unknown = SysReg::new(3, 7, 15, 15, 7);
+    for access in [Access::Read, Access::Write(0)] {
+        assert_eq!(rig.resume(&exit(unknown, access)), Resume::InjectUndefined);
+    }
+    let write_only = exit(SysReg::ICC_SGI1R_EL1, Access::Read);
+    assert_eq!(rig.resume(&write_only), Resume::InjectUndefined);
+    // An RMM cannot inject that.
+    let mut realm = Rig::realm();
+    assert_eq!(realm.resume(&exit(unknown, Access::Read)), Resume::Read(0));
+    assert_eq!(realm.resume(&exit(unknown, Access::Write(1))), Resume::Done);
+}
+
+#[test]
+fn syndromes_name_registers() {
+    // MSR ICC_SGI1R_EL1, x3 as a guest's syndrome has it: direction and Rt are left out.
+    let iss = 3 << 20 | 5 << 17 | 12 << 10 | 3 << 5 | 11 << 1;
+    assert_eq!(SysReg::from_iss(iss), SysReg::ICC_SGI1R_EL1);
+    assert_eq!(SysReg::from_iss(iss | 1), SysReg::ICC_SGI1R_EL1);
+    assert_eq!(std::format!("{:?}", SysReg::ICC_SGI1R_EL1), "S3_0_C12_C11_5");
+}
+
+#[test]
+fn waiting() {
+    let mut rig = Rig::vm();
+    rig.open(0, 33);
+    let wait = |kind| Exit::Wait { kind, deadline: Some(77) };
+    assert_eq!(rig.resume(&wait(WaitKind::Interrupt)), Resume::Block { deadline: Some(77) });
+    assert_eq!(rig.resume(&wait(WaitKind::Event)), Resume::Yield);
+    let _ = rig.services.vgic_mut().set_spi(33, true);
+    assert_eq!(rig.resume(&wait(WaitKind::Interrupt)), Resume::Done);
+}
+
+#[test]
+fn strings_by_host_call() {
+    let mut rig = Rig::realm();
+    let text = u64::from_le_bytes(*b"12345678");
+    let put = host_call::PUT_STRING;
+    assert_eq!(rig.host_call(put, &[9, text, u64::from_le_bytes(*b"\nrest...")]), 0);
+    assert_eq!(rig.lines.0, [(b"12345678".to_vec(), true)]);
+    assert_eq!(rig.host_call(put, &[0]), host_call::SUCCESS);
+    for length in [241, 1 << 32, u64::MAX] {
+        assert_eq!(rig.host_call(put, &[length]), host_call::INVALID);
+    }
+    let mut longest = [text; HOST_CALL_REGISTERS];
+    longest[0] = 240;
+    assert_eq!(rig.host_call(put, &longest), host_call::SUCCESS);
+    rig.services.flush_console(&mut rig.lines);
+    assert_eq!(rig.lines.0[1].0.len(), 240);
+    assert_eq!(rig.host_call(99, &[0]), host_call::UNKNOWN);
+}
+
+#[test]
+fn exchanging_a_page() {
+    let mut rig = Rig::realm();
+    rig.memory.0.borrow_mut()[0x1000..0x1008].copy_from_slice(&u64::MAX.to_le_bytes());
+    rig.memory.0.borrow_mut()[0x1ff8..].copy_from_slice(&41_u64.to_le_bytes());
+    let exchange = host_call::EXCHANGE_PAGE;
+    assert_eq!(rig.host_call(exchange, &[0x4000_1000 | 1 << 39]), host_call::SUCCESS);
+    assert_eq!(rig.host_call(exchange, &[0x4000_1000]), host_call::SUCCESS);
+    let words: std::vec::Vec<u64> = rig.memory.0.borrow()[0x1000..]
+        .chunks(8)
+        .map(|word| u64::from_le_bytes(word.try_into().unwrap()))
+        .collect();
+    assert_eq!((words[0], words[1], words[511]), (1, 2, 43));
+    assert!(rig.memory.0.borrow()[..0x1000].iter().all(|&b| b == 0));
+    for bad in [0x4000_1008, 0x4000_2000, 0x3fff_f000, u64::MAX, u64::MAX - 0xfff] {
+        assert_eq!(rig.host_call(exchange, &[bad]), host_call::INVALID, "{bad:#x}");
+    }
+}
+
+#[test]
+fn failures_are_remembered() {
+    let mut rig = Rig::realm();
+    assert_eq!(rig.host_call(host_call::REPORT_FAILURE, &[0]), host_call::INVALID);
+    assert_eq!(rig.services.reported_failure(), None);
+    assert_eq!(rig.host_call(host_call::REPORT_FAILURE, &[12]), host_call::SUCCESS);
+    assert_eq!(rig.services.reported_failure(), Some(12));
+}
+
+#[test]
+fn realms_and_ordinary_guests_keep_apart() {
+    let protocol = |resume| matches!(resume, Resume::Stop(StopReason::Protocol(_)));
+    let change = Exit::RipasChange { base: Ipa::new(0), top: Ipa::new(4096), to: Ripas::Ram };
+    let notice = Exit::Psci(PsciNotice::CpuOn { target: 1 });
+    let call = Exit::Smccc([0x8400_0000, 0, 0, 0, 0, 0, 0, 0]);
+    let (mut vm, mut realm) = (Rig::vm(), Rig::realm());
+    assert!(protocol(vm.resume(&change)) && protocol(vm.resume(&notice)));
+    assert!(protocol(realm.resume(&call)));
+    assert_eq!(realm.resume(&change), Resume::RipasAccept);
+    assert!(matches!(realm.resume(&notice), Resume::PsciComplete { starts: true, .. }));
+    assert!(realm.services.is_on(VcpuId::new(1).unwrap()));
+    assert_eq!(vm.resume(&call), Resume::Results([0x1_0001, 0, 0, 0]));
+    let cause = FatalCause::GranuleProtection { ipa: 5 };
+    assert_eq!(vm.resume(&Exit::Fatal(cause)), Resume::Stop(StopReason::Fatal(cause)));
+    assert_eq!(vm.resume(&Exit::Interrupt), Resume::Continue);
+}
+
+fn exit() -> impl Strategy<Value = Exit> {
+    let access = any::<Option<u64>>().prop_map(|v| v.map_or(Access::Read, Access::Write));
+    prop_oneof![
+        4 => (0x0800_0000u64..0x0a00_1000, 0u64..4, access.clone()).prop_map(|(ipa, sas, access)| {
+            Exit::Mmio(MmioAccess { ipa: Ipa::new(ipa), width: Width::from_sas(sas), access })
+        }),
+        1 => (any::<u64>(), access.clone()).prop_map(|(ipa, access)| {
+            Exit::Mmio(MmioAccess { ipa: Ipa::new(ipa), width: Width::Double, access })
+        }),
+        1 => (any::<u32>(), any::<[u64; CALL_REGISTERS - 1]>()).prop_map(|(function, rest)| {
+            let mut args = [u64::from(function); CALL_REGISTERS];
+            args[1..].copy_from_slice(&rest);
+            Exit::Smccc(args)
+        }),
+        1 => (0u16..5, any::<u64>()).prop_map(|(imm, arg)| {
+            Exit::HostCall { imm, args: [arg; HOST_CALL_REGISTERS] }
+        }),
+        1 => (any::<u32>(), access.clone())
+            .prop_map(|(iss, access)| Exit::SysReg { reg: SysReg::from_iss(iss), access }),
+        1 => (prop::sample::select(std::vec![
+            SysReg::ICC_SGI1R_EL1, SysReg::ICC_SGI0R_EL1, SysReg::ICC_ASGI1R_EL1, SysReg::ICC_DIR_EL1,
+        ]), any::<u64>())
+            .prop_map(|(reg, value)| Exit::SysReg { reg, access: Access::Write(value) }),
+        1 => any::<u64>().prop_map(|target| Exit::Psci(PsciNotice::CpuOn { target })),
+        1 => any::<Option<u64>>().prop_map(|deadline| {
+            Exit::Wait { kind: WaitKind::Interrupt, deadline }
+        }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn random_exits_never_panic(
+        realm: bool,
+        exits in proptest::collection::vec((0usize..2, exit()), 1..150),
+    ) {
+        let mut rig = if realm { Rig::realm() } else { Rig::vm() };
+        let mut images = [LrImage::EMPTY, LrImage::EMPTY];
+        for (index, exit) in exits {
+            let vcpu = VcpuId::new(index).unwrap();
+            rig.services.vgic_mut().flush(vcpu, &mut images[index]);
+            let _ = rig.services.vgic_mut().sync(vcpu, &images[index]);
+            let response = rig.handle(vcpu, &exit);
+            prop_assert!(!response.kick.contains(vcpu));
+            prop_assert!(response.kick.iter().all(|v| v.index() < 2));
+        }
+    }
+}
