@@ -8,6 +8,8 @@ pub(crate) const SVE_HINT: u64 = 1 << 16;
 pub(crate) const SMC_UNKNOWN: u64 = u64::MAX;
 /// Interface version 1.0 as a version word.
 pub(crate) const VERSION_1_0: u64 = 1 << 16;
+/// Interface version 2.0 as a version word.
+pub(crate) const VERSION_2_0: u64 = 2 << 16;
 
 /// Function identifiers of RMI 1.0.
 pub mod fid {
@@ -147,6 +149,16 @@ pub enum Status {
     Rec = 3,
     /// The RTT walk ended elsewhere than needed; the index is the level it reached.
     Rtt = 4,
+    /// Nothing has changed; the same call works later (2.0).
+    Busy = 10,
+    /// The state of the monitor as a whole does not allow the command (2.0).
+    Global = 11,
+    /// The operation has begun and needs more calls (2.0).
+    Incomplete = 13,
+    /// Nothing has changed; other operations must end first (2.0).
+    Blocked = 14,
+    /// The granule protection table is not as the command needs (2.0).
+    Gpt = 15,
 }
 
 /// RSI status codes, in x0 of a realm.
@@ -215,6 +227,8 @@ pub mod enter_flags {
     pub const RIPAS_RESPONSE: u64 = 1 << 4;
     /// All flags that 1.0 defines.
     pub const ALL: u64 = 0x1f;
+    /// All flags that 2.0 defines: also responses for planes and devices, which never matter here.
+    pub const ALL_V2: u64 = 0xff;
 }
 
 /// A refusal: what goes into x0 instead of success.
@@ -228,6 +242,10 @@ impl Refusal {
     pub(crate) const INPUT: Self = Self { status: Status::Input, index: 0 };
     pub(crate) const REALM: Self = Self { status: Status::Realm, index: 0 };
     pub(crate) const REC: Self = Self { status: Status::Rec, index: 0 };
+    pub(crate) const BUSY: Self = Self { status: Status::Busy, index: 0 };
+    pub(crate) const GLOBAL: Self = Self { status: Status::Global, index: 0 };
+    pub(crate) const BLOCKED: Self = Self { status: Status::Blocked, index: 0 };
+    pub(crate) const GPT: Self = Self { status: Status::Gpt, index: 0 };
 
     /// A walk that ended at `level`. Levels fit: -1 to 3, as a signed byte.
     pub(crate) const fn rtt(level: i64) -> Self {

@@ -6,14 +6,27 @@ use crate::granule::{GranuleState, REFCOUNT_BITS};
 use crate::monitor::Monitor;
 use crate::platform::Platform;
 use crate::rec::MAX_REC_AUX;
+use crate::v2::Abi;
 
 impl<P: Platform> Monitor<P> {
     /// Runs the command; none if there is none with this identifier.
     pub(crate) fn dispatch(&self, function: u64, args: [u64; 7]) -> Option<Reply> {
+        match &self.abi {
+            Abi::V1_0 => Some(self.dispatch_v1(function, args)?.unwrap_or_else(Reply::from)),
+            Abi::V2_0(rmi2) => self.dispatch_v2(rmi2, function, args),
+        }
+    }
+
+    /// Runs a command of RMI 1.0.
+    pub(crate) fn dispatch_v1(
+        &self,
+        function: u64,
+        args: [u64; 7],
+    ) -> Option<Result<Reply, Refusal>> {
         let [x1, x2, x3, x4, x5, ..] = args;
         let rd = Pa(x1);
-        let outcome = match function {
-            fid::VERSION => Ok(version(x1)),
+        Some(match function {
+            fid::VERSION => Ok(version(x1, VERSION_1_0)),
             fid::FEATURES => Ok(Reply::with([self.feature_register(x1)])),
             fid::GRANULE_DELEGATE => self.granule_delegate(Pa(x1)),
             fid::GRANULE_UNDELEGATE => self.granule_undelegate(Pa(x1)),
@@ -37,8 +50,7 @@ impl<P: Platform> Monitor<P> {
             fid::RTT_INIT_RIPAS => self.rtt_init_ripas(rd, Ipa(x2), Ipa(x3)),
             fid::RTT_SET_RIPAS => self.rtt_set_ripas(rd, Pa(x2), Ipa(x3), Ipa(x4)),
             _ => return None,
-        };
-        Some(outcome.unwrap_or_else(Reply::from))
+        })
     }
 
     /// RMI_FEATURES: register 0; all others are zero.
@@ -60,7 +72,7 @@ impl<P: Platform> Monitor<P> {
     }
 
     /// GRANULE_DELEGATE. The contents are lost.
-    fn granule_delegate(&self, pa: Pa) -> Result<Reply, Refusal> {
+    pub(crate) fn granule_delegate(&self, pa: Pa) -> Result<Reply, Refusal> {
         let granule = self.lock(pa, GranuleState::Undelegated)?;
         self.platform.gpt_delegate(pa).map_err(|_| Refusal::INPUT)?;
         granule.set_state(GranuleState::Delegated);
@@ -69,7 +81,7 @@ impl<P: Platform> Monitor<P> {
     }
 
     /// GRANULE_UNDELEGATE. The granule has been wiped when it became unused.
-    fn granule_undelegate(&self, pa: Pa) -> Result<Reply, Refusal> {
+    pub(crate) fn granule_undelegate(&self, pa: Pa) -> Result<Reply, Refusal> {
         let granule = self.lock(pa, GranuleState::Delegated)?;
         self.platform.gpt_undelegate(pa).map_err(|_| Refusal::INPUT)?;
         granule.set_state(GranuleState::Undelegated);
@@ -83,10 +95,10 @@ impl<P: Platform> Monitor<P> {
     }
 }
 
-/// RMI_VERSION: only 1.0 is implemented.
-fn version(requested: u64) -> Reply {
-    let range = [VERSION_1_0, VERSION_1_0];
-    if requested == VERSION_1_0 {
+/// RMI_VERSION: one version is implemented.
+pub(crate) fn version(requested: u64, implemented: u64) -> Reply {
+    let range = [implemented, implemented];
+    if requested == implemented {
         Reply::with(range)
     } else {
         Reply::refused_with(Refusal { status: Status::Input, index: 0 }, range)

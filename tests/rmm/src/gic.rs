@@ -5,6 +5,8 @@ use crate::platform::MachineFeatures;
 
 /// ICH_HCR_EL2 bits of the host: UIE, LRENPIE, NPIE, VGrp0EIE, VGrp0DIE, VGrp1EIE, VGrp1DIE, TDIR.
 const HCR_HOST: u64 = 0xfe | 1 << 14;
+/// ICH_HCR_EL2.En.
+pub(crate) const HCR_ENABLE: u64 = 1 << 0;
 /// ICH_HCR_EL2 bits of the monitor: En, VSGIEEOICount, DVIM.
 pub(crate) const HCR_MONITOR: u64 = 1 << 0 | 1 << 8 | 1 << 15;
 const HCR_EOI_COUNT: u64 = 0x1f << 27;
@@ -38,6 +40,19 @@ fn is_intid(intid: u64, features: &MachineFeatures) -> bool {
 }
 
 impl HostGic {
+    /// Checks list registers that the host wrote itself (2.0): no hardware interrupt, nothing
+    /// twice.
+    pub(crate) fn is_valid_in_hardware(state: &GicState, features: &MachineFeatures) -> bool {
+        let count = list_registers(features).min(MAX_LRS);
+        let used = |lr: &&u64| **lr & LR_STATE != 0;
+        let lrs = &state.ich_lr[..count];
+        lrs.iter().filter(used).enumerate().all(|(position, lr)| {
+            let intid = lr & 0xffff_ffff;
+            let mut later = lrs.iter().filter(used).skip(position + 1);
+            lr & LR_HW == 0 && !later.any(|other| other & 0xffff_ffff == intid)
+        })
+    }
+
     /// Checks what the host asks for, so that no list register can reach a physical interrupt or
     /// be unpredictable.
     pub(crate) fn is_valid(&self, features: &MachineFeatures) -> bool {

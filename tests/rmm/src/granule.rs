@@ -59,6 +59,8 @@ pub enum GranuleState {
     Rtt = 5,
     /// Realm data.
     Data = 6,
+    /// A REC that is being created or destroyed by a stateful operation (2.0).
+    Partial = 7,
 }
 
 impl GranuleState {
@@ -70,7 +72,8 @@ impl GranuleState {
             3 => Self::Rec,
             4 => Self::RecAux,
             5 => Self::Rtt,
-            _ => Self::Data,
+            6 => Self::Data,
+            _ => Self::Partial,
         }
     }
 }
@@ -156,14 +159,6 @@ impl GranuleTable {
         } else {
             let second = self.lock(platform, b, b_state)?;
             Some((self.lock(platform, a, a_state)?, second))
-        }
-    }
-
-    /// Drops one reference to the granule at `pa` without its lock (an over-estimate until then is
-    /// harmless).
-    pub(crate) fn put(&self, platform: &impl Platform, pa: Pa) {
-        if let Some(slot) = self.slot(platform, pa) {
-            slot.fetch_sub(1 << REFCOUNT_SHIFT, Ordering::Release);
         }
     }
 }

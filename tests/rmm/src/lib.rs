@@ -38,6 +38,7 @@ mod rsi;
 mod rtt;
 mod run;
 mod sysreg;
+pub mod v2;
 mod vmid;
 
 pub use addr::{GRANULE_SIZE, Ipa, Pa};
@@ -46,3 +47,4 @@ pub use granule::{GranuleSlot, GranuleState};
 pub use monitor::{BootError, Monitor, RamRange};
 pub use platform::{Platform, RawExit};
 pub use rec::MAX_REC_AUX;
+pub use v2::{Abi, Rmi2};

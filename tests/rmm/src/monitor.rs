@@ -1,9 +1,12 @@
 //! The monitor: one per machine, shared by all CPUs.
 
+use core::sync::atomic::AtomicBool;
+
 use crate::abi::{self, Refusal, Reply};
 use crate::addr::{GRANULE_BYTES, Pa};
 use crate::granule::{GranuleState, GranuleTable, Locked};
 use crate::platform::{MachineFeatures, Platform};
+use crate::v2::{Abi, OperationPool, Rmi2};
 use crate::vmid::VmidPool;
 
 /// A range of RAM whose granules can be delegated.
@@ -33,18 +36,50 @@ pub struct Monitor<P> {
     pub(crate) features: MachineFeatures,
     pub(crate) granules: GranuleTable,
     pub(crate) vmids: VmidPool,
+    pub(crate) abi: Abi,
+    /// RMI 2.0: RMM_ACTIVATE has been called.
+    pub(crate) active: AtomicBool,
+    pub(crate) operations: OperationPool,
 }
 
 impl<P: Platform> Monitor<P> {
-    /// Starts a monitor over `ram`, ascending ranges, with one slot of the platform for each
-    /// granule.
+    /// Starts a monitor that speaks RMI 1.0 over `ram`, ascending ranges, with one slot of the
+    /// platform for each granule.
     ///
     /// # Errors
     /// The ranges or slots do not fit, see [`BootError`].
     pub fn new(platform: P, ram: &[RamRange]) -> Result<Self, BootError> {
+        Self::with_abi(platform, ram, Abi::V1_0)
+    }
+
+    /// Starts a monitor like [`Monitor::new`] that speaks `abi`.
+    ///
+    /// # Errors
+    /// The ranges or slots do not fit, see [`BootError`].
+    pub fn with_abi(platform: P, ram: &[RamRange], abi: Abi) -> Result<Self, BootError> {
         let features = platform.features();
         let granules = GranuleTable::new(ram, platform.granule_slots().len())?;
-        Ok(Self { platform, features, granules, vmids: VmidPool::new(features.vmid_bits) })
+        let contexts = match abi {
+            Abi::V1_0 => 0,
+            Abi::V2_0(rmi2) => rmi2.contexts,
+        };
+        Ok(Self {
+            platform,
+            features,
+            granules,
+            vmids: VmidPool::new(features.vmid_bits),
+            abi,
+            active: AtomicBool::new(false),
+            operations: OperationPool::new(contexts),
+        })
+    }
+
+    /// The details of 2.0, if the monitor speaks it.
+    pub(crate) fn rmi2(&self) -> Option<&Rmi2> {
+        match &self.abi {
+            Abi::V1_0 => None,
+            Abi::V2_0(rmi2) => Some(rmi2),
+        }
     }
 
     /// The machine under the monitor.

@@ -1,7 +1,7 @@
 //! What the core needs from the machine under it.
 
 use crate::addr::{Ipa, Pa};
-use crate::context::RecContext;
+use crate::context::{GicState, RecContext};
 use crate::granule::GranuleSlot;
 
 /// A copy to or from a Non-secure granule took a granule protection fault: the granule is not in
@@ -169,6 +169,15 @@ pub trait Platform: Sync {
     /// platform's to preserve.
     fn run(&self, rec: Pa, context: &mut RecContext, regime: Stage2Regime, traps: Traps)
     -> RawExit;
+
+    /// The virtual CPU interface registers of this CPU as the host left them; with RMI 2.0 they are
+    /// shared between host and monitor. A platform that serves only 1.0 has no use for it.
+    fn host_cpu_interface(&self) -> GicState {
+        GicState::default()
+    }
+
+    /// Leaves the virtual CPU interface registers of this CPU to the host (RMI 2.0).
+    fn set_host_cpu_interface(&self, _state: &GicState) {}
 
     /// Reads the machine's ID register with this encoding, or 0 if it has none. The core hides
     /// features that realms do not get.

@@ -81,13 +81,25 @@ impl<P: Platform> Monitor<P> {
         let rd = self.load_rd(&granule);
         let target = index_of_mpidr(argument(rec, 1));
         let lowest_level = argument(rec, 2);
+        drop(granule);
         if lowest_level != 0 || target >= rd.rec_count {
             answer(rec, [psci_fid::INVALID_PARAMETERS])
         } else if target == rec.index {
             answer(rec, [psci_fid::SUCCESS])
+        } else if self.rmi2().is_some_and(|rmi2| !rmi2.psci_target) {
+            let is_on = self.rec_at(Pa(rec.rd), target).is_some_and(|pa| self.is_on(pa));
+            answer(rec, [if is_on { psci_fid::SUCCESS } else { psci_fid::AFFINITY_OFF }])
         } else {
             rec.psci_pending = 1;
             Next::Host(psci_exit(rec, 2))
+        }
+    }
+
+    /// True if the REC runs or may run.
+    fn is_on(&self, rec: Pa) -> bool {
+        match self.lock(rec, GranuleState::Rec) {
+            Ok(granule) => granule.is_claimed() || self.load_rec(rec).runnable != 0,
+            Err(_) => false,
         }
     }
 
@@ -140,6 +152,27 @@ impl<P: Platform> Monitor<P> {
             return Err(Refusal::INPUT);
         }
         Ok(Reply::SUCCESS)
+    }
+
+    /// PSCI_COMPLETE without the target: the monitor knows it from the request.
+    pub(crate) fn psci_complete_by_mpidr(
+        &self,
+        calling_pa: Pa,
+        status: u64,
+    ) -> Result<Reply, Refusal> {
+        let calling = {
+            let granule = self.lock(calling_pa, GranuleState::Rec)?;
+            if granule.is_claimed() {
+                return Err(Refusal::INPUT);
+            }
+            self.load_rec(calling_pa)
+        };
+        if calling.psci_pending == 0 {
+            return Err(Refusal::INPUT);
+        }
+        let target = self.rec_at(Pa(calling.rd), index_of_mpidr(argument(&calling, 1)));
+        // Everything is checked again there, under the locks of both.
+        self.psci_complete(calling_pa, target.ok_or(Refusal::INPUT)?, status)
     }
 
     /// Resets a REC that is off and makes it runnable at the entry point of CPU_ON.

@@ -10,6 +10,7 @@ use crate::monitor::{Monitor, Page};
 use crate::platform::Platform;
 use crate::rtt::entry::Entry;
 use crate::rtt::geometry::{ENTRIES, MAX_IPA_BITS, MIN_IPA_BITS, Stage2, entry_size, start_tables};
+use crate::v2::Draft;
 
 /// Most start tables of a realm.
 const MAX_START_TABLES: usize = 16;
@@ -17,6 +18,11 @@ const MAX_START_TABLES: usize = 16;
 pub(crate) const RIM: usize = 0;
 /// Number of measurements of a realm.
 pub(crate) const MEASUREMENTS: usize = 5;
+/// Log2 of the entries of the table of RECs.
+pub(crate) const REC_TABLE_BITS: u32 = 8;
+/// Offset of the table of RECs in the realm descriptor granule: the address of each REC with one of
+/// the first numbers, zero when it is gone.
+const REC_TABLE: u64 = 2048;
 /// Length of the realm personalization value in bytes.
 pub(crate) const RPV_BYTES: usize = 64;
 
@@ -30,6 +36,8 @@ pub(crate) enum RealmState {
     Active = 1,
     /// The realm switched itself off; no REC runs again.
     SystemOff = 2,
+    /// Terminated by the host (2.0): it can only be taken apart.
+    Zombie = 3,
 }
 
 /// Contents of a realm descriptor granule.
@@ -44,6 +52,8 @@ pub(crate) struct Rd {
     vmid: u64,
     /// RECs created so far, which is the index of the next one.
     pub(crate) rec_count: u64,
+    /// RECs that run at this moment.
+    pub(crate) running: u64,
     algorithm: u64,
     pub(crate) rpv: [u8; RPV_BYTES],
     pub(crate) measurements: [Measurement; MEASUREMENTS],
@@ -54,7 +64,8 @@ impl Rd {
         match self.state {
             0 => RealmState::New,
             1 => RealmState::Active,
-            _ => RealmState::SystemOff,
+            2 => RealmState::SystemOff,
+            _ => RealmState::Zombie,
         }
     }
 
@@ -96,6 +107,8 @@ struct RealmParams {
     stage2: Stage2,
 }
 
+const _: () = assert!(size_of::<Rd>() as u64 <= REC_TABLE);
+
 /// Fields of RmiRealmParams as (offset, length); everything else must be zero.
 const REALM_PARAMS_FIELDS: [(usize, usize); 12] = [
     (0x000, 8),
@@ -107,6 +120,21 @@ const REALM_PARAMS_FIELDS: [(usize, usize); 12] = [
     (0x030, 1),
     (0x400, RPV_BYTES),
     (0x800, 2),
+    (0x808, 8),
+    (0x810, 8),
+    (0x818, 4),
+];
+
+/// The same for RMI 2.0, which has no VMID; what it adds for planes must be zero.
+const REALM_PARAMS_FIELDS_V2: [(usize, usize); 11] = [
+    (0x000, 8),
+    (0x008, 4),
+    (0x010, 4),
+    (0x018, 4),
+    (0x020, 4),
+    (0x028, 4),
+    (0x030, 1),
+    (0x400, RPV_BYTES),
     (0x808, 8),
     (0x810, 8),
     (0x818, 4),
@@ -132,16 +160,22 @@ impl<P: Platform> Monitor<P> {
     pub(crate) fn realm_create(&self, rd_pa: Pa, params_pa: Pa) -> Result<Reply, Refusal> {
         let mut page = Page::zeroed();
         self.read_host(params_pa, &mut page.0)?;
-        let params = self.check_realm_params(&page)?;
-        let vmid = params.stage2.vmid;
-        if !self.vmids.reserve(vmid) {
+        let mut params = self.check_realm_params(&page)?;
+        if self.rmi2().is_some() {
+            params.stage2.vmid = self.vmids.allocate().ok_or(Refusal::GLOBAL)?;
+        } else if !self.vmids.reserve(params.stage2.vmid) {
             return Err(Refusal::INPUT);
         }
+        let vmid = params.stage2.vmid;
         self.build_realm(rd_pa, &params).inspect_err(|_| self.vmids.free(vmid))
     }
 
     fn check_realm_params(&self, page: &Page) -> Result<RealmParams, Refusal> {
-        if !page.is_zero_outside(&REALM_PARAMS_FIELDS) {
+        let reserved_is_zero = match self.rmi2() {
+            None => page.is_zero_outside(&REALM_PARAMS_FIELDS),
+            Some(_) => page.is_zero_outside(&REALM_PARAMS_FIELDS_V2),
+        };
+        if !reserved_is_zero {
             return Err(Refusal::INPUT);
         }
         let flags = page.field::<8>(0);
@@ -149,10 +183,12 @@ impl<P: Platform> Monitor<P> {
         let num_bps = page.field::<4>(0x18);
         let num_wps = page.field::<4>(0x20);
         let algorithm = match HashAlgorithm::from_field(page.0[0x30]) {
-            Some(algorithm @ (HashAlgorithm::Sha256 | HashAlgorithm::Sha512)) => algorithm,
-            _ => return Err(Refusal::INPUT),
+            Some(HashAlgorithm::Sha384) if self.rmi2().is_none() => return Err(Refusal::INPUT),
+            Some(algorithm) => algorithm,
+            None => return Err(Refusal::INPUT),
         };
-        // LPA2, SVE and PMU are the flags that exist, and the feature register offers none.
+        // LPA2, SVE, PMU and (2.0) devices and private encryption are the flags that exist, and the
+        // feature registers offer none.
         if flags != 0
             || !(MIN_IPA_BITS..=self.max_ipa_bits()).contains(&ipa_bits)
             || !(1..=u64::from(self.features.num_bps)).contains(&num_bps)
@@ -264,13 +300,46 @@ impl<P: Platform> Monitor<P> {
         Ok(Reply::SUCCESS)
     }
 
+    /// REALM_TERMINATE: from any state, as long as no REC runs.
+    pub(crate) fn realm_terminate(&self, rd_pa: Pa) -> Result<Reply, Refusal> {
+        let (granule, mut rd) = self.lock_rd(rd_pa)?;
+        if rd.running != 0 {
+            return Err(Refusal::REALM);
+        }
+        rd.set_state(RealmState::Zombie);
+        self.store_rd(&granule, &rd);
+        Ok(Reply::SUCCESS)
+    }
+
+    /// Notes where REC number `index` of the realm is; zero if it is gone.
+    pub(crate) fn note_rec(&self, rd: &Locked<'_>, index: u64, rec: Pa) {
+        if index < 1 << REC_TABLE_BITS {
+            let at = rd.pa().offset(REC_TABLE + 8 * index);
+            self.platform.write_realm(at, &rec.0.to_le_bytes());
+        }
+    }
+
+    /// Where REC number `index` of a realm is, if it is noted.
+    pub(crate) fn rec_at(&self, rd: Pa, index: u64) -> Option<Pa> {
+        let granule = self.lock(rd, GranuleState::Rd).ok()?;
+        if index >= 1 << REC_TABLE_BITS {
+            return None;
+        }
+        let mut bytes = [0; 8];
+        self.platform.read_realm(granule.pa().offset(REC_TABLE + 8 * index), &mut bytes);
+        Some(Pa(u64::from_le_bytes(bytes))).filter(|pa| pa.0 != 0)
+    }
+
     /// REALM_DESTROY: no REC and nothing in the start tables may be left.
     pub(crate) fn realm_destroy(&self, rd_pa: Pa) -> Result<Reply, Refusal> {
         let granule = self.lock(rd_pa, GranuleState::Rd)?;
-        if granule.refcount() != 0 {
+        let rd = self.load_rd(&granule);
+        let alive = self.rmi2().is_some_and(|rmi2| rmi2.draft == Draft::Head)
+            && rd.state() != RealmState::Zombie;
+        if granule.refcount() != 0 || alive {
             return Err(Refusal::REALM);
         }
-        let stage2 = self.load_rd(&granule).stage2();
+        let stage2 = rd.stage2();
         let tables = (0..stage2.num_start).map(|n| stage2.root.offset(n * GRANULE_SIZE));
         for pa in tables.clone() {
             if self.lock_own(pa, GranuleState::Rtt).refcount() != 0 {
@@ -299,6 +368,7 @@ impl Rd {
             ipa_bits: 0,
             vmid: 0,
             rec_count: 0,
+            running: 0,
             algorithm: 0,
             rpv: [0; RPV_BYTES],
             measurements: [[0; 64]; MEASUREMENTS],

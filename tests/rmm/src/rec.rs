@@ -6,7 +6,7 @@ use crate::abi::{Refusal, Reply, Ripas};
 use crate::addr::Pa;
 use crate::context::{El1State, GicState, RecContext};
 use crate::gic;
-use crate::granule::{GranuleState, Locked, REFCOUNT_MAX};
+use crate::granule::{GranuleState, REFCOUNT_MAX};
 use crate::measurement::measure_rec;
 use crate::monitor::{Monitor, Page};
 use crate::platform::Platform;
@@ -101,7 +101,7 @@ pub(crate) fn index_of_mpidr(mpidr: u64) -> u64 {
 }
 
 /// RmiRecParams after all checks that need no lock.
-struct RecParams {
+pub(crate) struct RecParams {
     flags: u64,
     mpidr: u64,
     pc: u64,
@@ -114,7 +114,18 @@ struct RecParams {
 const REC_PARAMS_FIELDS: [(usize, usize); 6] =
     [(0x000, 8), (0x100, 8), (0x200, 8), (0x300, 64), (0x800, 8), (0x808, 8 * MAX_REC_AUX)];
 
+/// The same for RMI 2.0, where auxiliary granules are donated.
+const REC_PARAMS_FIELDS_V2: [(usize, usize); 4] = [(0x000, 8), (0x100, 8), (0x200, 8), (0x300, 64)];
+
 impl RecParams {
+    /// Decodes the parameters of RMI 2.0.
+    pub(crate) fn parse_stateful(page: &Page) -> Result<Self, Refusal> {
+        if !page.is_zero_outside(&REC_PARAMS_FIELDS_V2) {
+            return Err(Refusal::INPUT);
+        }
+        Self::parse(page)
+    }
+
     fn parse(page: &Page) -> Result<Self, Refusal> {
         let num_aux = usize::try_from(page.field::<8>(0x800)).map_err(|_| Refusal::INPUT)?;
         let flags = page.field::<8>(0);
@@ -191,7 +202,8 @@ impl<P: Platform> Monitor<P> {
         let params = RecParams::parse(&page)?;
         let aux = &params.aux[..params.num_aux];
         self.take_aux(aux)?;
-        self.build_rec(rd_pa, rec_pa, &params).inspect_err(|_| self.return_aux(aux, false))
+        self.build_rec(rd_pa, (rec_pa, GranuleState::Delegated), &params, aux)
+            .inspect_err(|_| self.return_aux(aux, false))
     }
 
     /// Makes delegated granules auxiliary ones: all or none.
@@ -208,7 +220,8 @@ impl<P: Platform> Monitor<P> {
         Ok(())
     }
 
-    fn return_aux(&self, aux: &[Pa], wipe: bool) {
+    /// Makes auxiliary granules delegated ones.
+    pub(crate) fn return_aux(&self, aux: &[Pa], wipe: bool) {
         for pa in aux {
             let granule = self.lock_own(*pa, GranuleState::RecAux);
             if wipe {
@@ -218,9 +231,17 @@ impl<P: Platform> Monitor<P> {
         }
     }
 
-    fn build_rec(&self, rd_pa: Pa, rec_pa: Pa, params: &RecParams) -> Result<Reply, Refusal> {
-        let (rec_granule, rd_granule) =
-            self.lock_pair((rec_pa, GranuleState::Delegated), (rd_pa, GranuleState::Rd))?;
+    /// Makes a REC of its granule, which is in the state that is given with it, and of auxiliary
+    /// granules.
+    pub(crate) fn build_rec(
+        &self,
+        rd_pa: Pa,
+        rec: (Pa, GranuleState),
+        params: &RecParams,
+        aux: &[Pa],
+    ) -> Result<Reply, Refusal> {
+        let (rec_granule, rd_granule) = self.lock_pair(rec, (rd_pa, GranuleState::Rd))?;
+        let rec_pa = rec_granule.pa();
         if rd_granule.refcount() == REFCOUNT_MAX {
             return Err(Refusal::REALM);
         }
@@ -228,7 +249,10 @@ impl<P: Platform> Monitor<P> {
         if rd.state() != RealmState::New {
             return Err(Refusal::REALM);
         }
-        if params.index() != Some(rd.rec_count) || params.num_aux != MAX_REC_AUX {
+        let Ok(aux) = <&[Pa; MAX_REC_AUX]>::try_from(aux) else {
+            return Err(Refusal::INPUT);
+        };
+        if params.index() != Some(rd.rec_count) {
             return Err(Refusal::INPUT);
         }
         let rec = Rec {
@@ -236,7 +260,7 @@ impl<P: Platform> Monitor<P> {
             index: rd.rec_count,
             runnable: params.flags & RUNNABLE,
             context: params.context(),
-            aux: params.aux.map(|pa| pa.0),
+            aux: aux.map(|pa| pa.0),
             ..self.load_rec(rec_pa)
         };
         if rec.runnable != 0 {
@@ -244,27 +268,50 @@ impl<P: Platform> Monitor<P> {
                 measure_rec(algorithm, rim, params.flags, params.pc, &params.gprs)
             });
         }
+        self.note_rec(&rd_granule, rec.index, rec_pa);
         rd.rec_count += 1;
         self.store_rd(&rd_granule, &rd);
         rd_granule.get(1);
         self.store_rec(rec_pa, &rec);
         rec_granule.set_state(GranuleState::Rec);
-        self.platform.init_rec(rec_pa, &params.aux);
+        self.platform.init_rec(rec_pa, aux);
         Ok(Reply::SUCCESS)
     }
 
     /// REC_DESTROY.
     pub(crate) fn rec_destroy(&self, rec_pa: Pa) -> Result<Reply, Refusal> {
-        let granule: Locked<'_> = self.lock(rec_pa, GranuleState::Rec)?;
+        let aux = self.take_rec_apart(rec_pa, GranuleState::Partial)?;
+        self.return_aux(&aux, true);
+        self.release(&self.lock_own(rec_pa, GranuleState::Partial));
+        Ok(Reply::SUCCESS)
+    }
+
+    /// Ends a REC: its granule changes to `state`, and its auxiliary granules are the caller's to
+    /// give back.
+    pub(crate) fn take_rec_apart(
+        &self,
+        rec_pa: Pa,
+        state: GranuleState,
+    ) -> Result<[Pa; MAX_REC_AUX], Refusal> {
+        let rd_pa = {
+            let granule = self.lock(rec_pa, GranuleState::Rec)?;
+            if granule.is_claimed() {
+                return Err(Refusal::REC);
+            }
+            Pa(self.load_rec(rec_pa).rd)
+        };
+        // Both locks at once, in their order; the REC may have begun to run in between.
+        let (granule, rd_granule) =
+            self.lock_pair((rec_pa, GranuleState::Rec), (rd_pa, GranuleState::Rd))?;
         if granule.is_claimed() {
             return Err(Refusal::REC);
         }
         let rec = self.load_rec(rec_pa);
         self.platform.destroy_rec(rec_pa);
-        self.return_aux(&rec.aux.map(Pa), true);
-        self.release(&granule);
-        self.granules.put(&self.platform, Pa(rec.rd));
-        Ok(Reply::SUCCESS)
+        self.note_rec(&rd_granule, rec.index, Pa(0));
+        rd_granule.put(1);
+        granule.set_state(state);
+        Ok(rec.aux.map(Pa))
     }
 }
 

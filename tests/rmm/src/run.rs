@@ -11,6 +11,7 @@ use crate::monitor::Monitor;
 use crate::platform::{Platform, Stage2Regime, Traps};
 use crate::realm::RealmState;
 use crate::rec::Rec;
+use crate::v2::Draft;
 
 /// Bytes of each half of the run page.
 const HALF: usize = 2048;
@@ -24,8 +25,10 @@ pub(crate) struct EnterRecord {
 
 impl EnterRecord {
     /// Decodes the first half of a run page; none if a reserved byte is set.
-    fn parse(bytes: &[u8; HALF]) -> Option<Self> {
-        let reserved = [0x8..0x200, 0x2f8..0x300, 0x388..HALF];
+    fn parse(bytes: &[u8; HALF], has_gic: bool) -> Option<Self> {
+        // RMI 2.0 has nothing of the GIC in the run page.
+        let last = if has_gic { 0x388 } else { 0x2f8 };
+        let reserved = [0x8..0x200, 0x2f8..0x300, last..HALF];
         if reserved.into_iter().any(|gap| bytes[gap].iter().any(|byte| *byte != 0)) {
             return None;
         }
@@ -75,7 +78,8 @@ impl ExitRecord {
     }
 
     /// The monitor's half of the run page.
-    fn encode(&self, context: &RecContext, list_registers: usize) -> [u8; HALF] {
+    /// With `list_registers`, their number, it includes the virtual CPU interface.
+    fn encode(&self, context: &RecContext, list_registers: Option<usize>) -> [u8; HALF] {
         let mut bytes = [0; HALF];
         let mut put = |offset: usize, value: u64| {
             bytes[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
@@ -87,12 +91,14 @@ impl ExitRecord {
         for (register, value) in self.gprs.iter().enumerate() {
             put(0x200 + 8 * register, *value);
         }
-        put(0x300, gic::visible_hcr(&context.gic));
-        for (register, value) in context.gic.ich_lr.iter().take(list_registers).enumerate() {
-            put(0x308 + 8 * register, *value);
+        if let Some(count) = list_registers {
+            put(0x300, gic::visible_hcr(&context.gic));
+            for (register, value) in context.gic.ich_lr.iter().take(count).enumerate() {
+                put(0x308 + 8 * register, *value);
+            }
+            put(0x388, context.gic.ich_misr);
+            put(0x390, context.gic.ich_vmcr);
         }
-        put(0x388, context.gic.ich_misr);
-        put(0x390, context.gic.ich_vmcr);
         put(0x400, context.timers.cntp_ctl);
         put(0x408, context.timers.cntp_cval);
         put(0x410, context.timers.cntv_ctl);
@@ -136,33 +142,65 @@ impl<P: Platform> Monitor<P> {
         let mut bytes = [0; HALF];
         self.platform.read_ns(run_pa, &mut bytes).map_err(|_| Refusal::INPUT)?;
         let mut rec = self.load_rec(claim.pa());
-        let regime = self.check_realm_of(&rec)?;
-        let enter = EnterRecord::parse(&bytes).ok_or(Refusal::INPUT)?;
-        self.prepare(&mut rec, &enter)?;
-        let exit = match self.complete_host_call(&mut rec, &enter.gprs) {
-            Some(exit) => exit,
-            None => {
-                rec.last_exit = Default::default();
-                self.run_until_exit(rec_pa, &mut rec, regime, enter.traps())
-            }
-        };
-        rec.timers_reported = update_timers(&mut rec.context.timers, self.platform.counter());
+        let regime = self.start_running(&rec)?;
+        let outcome = self.run_claimed(claim.pa(), &mut rec, regime, &bytes);
+        self.stop_running(&rec);
+        let report = outcome?;
         self.store_rec(claim.pa(), &rec);
-        let report = exit.encode(&rec.context, gic::list_registers(&self.features).min(MAX_LRS));
         // The host may have delegated its page in the meantime.
         self.platform.write_ns(run_pa.offset(HALF as u64), &report).map_err(|_| Refusal::INPUT)?;
         Ok(Reply::SUCCESS)
     }
 
-    /// Checks that the realm runs; its translation regime.
-    fn check_realm_of(&self, rec: &Rec) -> Result<Stage2Regime, Refusal> {
-        let granule = self.lock_own(Pa(rec.rd), GranuleState::Rd);
-        let rd = self.load_rd(&granule);
-        match rd.state() {
-            RealmState::New => Err(Refusal::REALM),
-            RealmState::SystemOff => Err(Refusal { index: 1, ..Refusal::REALM }),
-            RealmState::Active => Ok(rd.stage2().regime(&self.features)),
+    /// Checks the host's half of the run page, runs the REC, and makes the monitor's half.
+    fn run_claimed(
+        &self,
+        rec_pa: Pa,
+        rec: &mut Rec,
+        regime: Stage2Regime,
+        bytes: &[u8; HALF],
+    ) -> Result<[u8; HALF], Refusal> {
+        let has_gic = self.rmi2().is_none();
+        let enter = EnterRecord::parse(bytes, has_gic).ok_or(Refusal::INPUT)?;
+        self.prepare(rec, &enter)?;
+        let exit = match self.complete_host_call(rec, &enter.gprs) {
+            Some(exit) => exit,
+            None => {
+                rec.last_exit = Default::default();
+                self.run_until_exit(rec_pa, rec, regime, enter.traps())
+            }
+        };
+        rec.timers_reported = update_timers(&mut rec.context.timers, self.platform.counter());
+        let list_registers = gic::list_registers(&self.features).min(MAX_LRS);
+        if !has_gic {
+            rec.context.gic.ich_hcr &= !gic::HCR_ENABLE;
+            self.platform.set_host_cpu_interface(&rec.context.gic);
         }
+        Ok(exit.encode(&rec.context, has_gic.then_some(list_registers)))
+    }
+
+    /// Checks that the realm runs, and counts the REC as running; the translation regime.
+    fn start_running(&self, rec: &Rec) -> Result<Stage2Regime, Refusal> {
+        let granule = self.lock_own(Pa(rec.rd), GranuleState::Rd);
+        let mut rd = self.load_rd(&granule);
+        // Later drafts do not say which state it is.
+        let told = self.rmi2().is_none_or(|rmi2| rmi2.draft == Draft::V0_9);
+        match rd.state() {
+            RealmState::Active => {
+                rd.running += 1;
+                self.store_rd(&granule, &rd);
+                Ok(rd.stage2().regime(&self.features))
+            }
+            RealmState::SystemOff if told => Err(Refusal { index: 1, ..Refusal::REALM }),
+            _ => Err(Refusal::REALM),
+        }
+    }
+
+    fn stop_running(&self, rec: &Rec) {
+        let granule = self.lock_own(Pa(rec.rd), GranuleState::Rd);
+        let mut rd = self.load_rd(&granule);
+        rd.running -= 1;
+        self.store_rd(&granule, &rd);
     }
 
     /// Checks the state of the REC and the host's half of the run page, then completes the last
@@ -170,10 +208,17 @@ impl<P: Platform> Monitor<P> {
     fn prepare(&self, rec: &mut Rec, enter: &EnterRecord) -> Result<(), Refusal> {
         let inject_sea = enter.has(enter_flags::INJECT_SEA);
         let emulated = enter.has(enter_flags::EMUL_MMIO);
+        let interface = self.rmi2().map(|_| self.platform.host_cpu_interface());
+        let (flags, valid_gic) = match &interface {
+            None => (enter_flags::ALL, enter.gic.is_valid(&self.features)),
+            Some(state) => {
+                (enter_flags::ALL_V2, HostGic::is_valid_in_hardware(state, &self.features))
+            }
+        };
         if rec.runnable == 0
             || rec.psci_pending != 0
-            || enter.flags & !enter_flags::ALL != 0
-            || !enter.gic.is_valid(&self.features)
+            || enter.flags & !flags != 0
+            || !valid_gic
             || (inject_sea && rec.last_exit.unprotected_abort == 0)
         {
             return Err(Refusal::REC);
@@ -182,7 +227,10 @@ impl<P: Platform> Monitor<P> {
         if emulated && !inject_sea && rec.last_exit.emulatable == 0 {
             return Err(Refusal::REC);
         }
-        enter.gic.apply(&mut rec.context.gic, &self.features);
+        match interface {
+            None => enter.gic.apply(&mut rec.context.gic, &self.features),
+            Some(state) => rec.context.gic = state,
+        }
         if inject_sea {
             inject::external_abort(&mut rec.context, rec.last_exit.esr, rec.last_exit.far);
         } else if emulated {

@@ -25,6 +25,11 @@ impl VmidPool {
         self.word(vmid).fetch_or(bit, Ordering::Acquire) & bit == 0
     }
 
+    /// Takes any free VMID; none if all are in use.
+    pub(crate) fn allocate(&self) -> Option<u64> {
+        (1..self.limit).find(|vmid| self.reserve(*vmid))
+    }
+
     /// Gives back a `vmid` that was reserved.
     pub(crate) fn free(&self, vmid: u64) {
         self.word(vmid).fetch_and(!(1 << (vmid % 64)), Ordering::Release);

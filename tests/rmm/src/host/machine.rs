@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, ThreadId};
 use std::vec::Vec;
 
 use crate::addr::{GRANULE_SIZE, Ipa, Pa};
-use crate::context::RecContext;
+use crate::context::{GicState, RecContext};
 use crate::granule::{GranuleSlot, GranuleState};
 use crate::host::cpu::Cpu;
 use crate::host::guest::{GuestProgram, GuestThread, Run};
@@ -16,6 +17,7 @@ use crate::monitor::{Monitor, RamRange};
 use crate::platform::{
     GptRefused, GranuleFault, MachineFeatures, Platform, RawExit, Stage2Regime, SysRegIss, Traps,
 };
+use crate::v2::Abi;
 
 /// What machine to simulate.
 #[derive(Clone, Debug)]
@@ -24,6 +26,8 @@ pub struct Config {
     pub ram: RamRange,
     /// What the machine offers to realms.
     pub features: MachineFeatures,
+    /// Which interface the monitor speaks.
+    pub abi: Abi,
 }
 
 impl Default for Config {
@@ -40,6 +44,7 @@ impl Default for Config {
                 gic_ext_range: false,
                 vmid_bits: 16,
             },
+            abi: Abi::V1_0,
         }
     }
 }
@@ -55,6 +60,7 @@ pub struct Census {
     pub rec_aux: u64,
     pub rtt: u64,
     pub data: u64,
+    pub partial: u64,
 }
 
 /// What the CPUs of the machine share.
@@ -85,6 +91,8 @@ pub(crate) struct Simulator {
     shared: Arc<Shared>,
     program: Mutex<GuestProgram>,
     guests: Mutex<HashMap<Pa, GuestThread>>,
+    /// Virtual CPU interface registers (2.0) of each thread of the host, its CPU.
+    interfaces: Mutex<HashMap<ThreadId, GicState>>,
 }
 
 /// A simulated machine with the monitor inside.
@@ -102,7 +110,7 @@ impl Machine {
     /// If the RAM range is empty, misaligned, or too large for this process.
     pub fn new(config: Config) -> Self {
         let granules = config.ram.size / GRANULE_SIZE;
-        let ram = [config.ram];
+        let (ram, abi) = ([config.ram], config.abi);
         let simulator = Simulator {
             slots: (0..granules).map(|_| GranuleSlot::new()).collect(),
             shared: Arc::new(Shared {
@@ -113,9 +121,10 @@ impl Machine {
             }),
             program: Mutex::new(GuestProgram::new(|_| Ok(()))),
             guests: Mutex::new(HashMap::new()),
+            interfaces: Mutex::new(HashMap::new()),
             config,
         };
-        match Monitor::new(simulator, &ram) {
+        match Monitor::with_abi(simulator, &ram, abi) {
             Ok(monitor) => Self { monitor, calls: AtomicU64::new(0) },
             Err(error) => panic!("no machine with RAM {ram:x?}: {error:?}"),
         }
@@ -191,6 +200,7 @@ impl Machine {
                 Some(GranuleState::RecAux) => &mut census.rec_aux,
                 Some(GranuleState::Rtt) => &mut census.rtt,
                 Some(GranuleState::Data) => &mut census.data,
+                Some(GranuleState::Partial) => &mut census.partial,
             };
             *count += 1;
         }
@@ -205,6 +215,17 @@ impl Machine {
     /// Lets `ticks` of the system counter pass.
     pub fn advance(&self, ticks: u64) {
         self.shared().counter.fetch_add(ticks, Ordering::AcqRel);
+    }
+
+    /// The virtual CPU interface registers (`ICH_*_EL2`) of the calling thread's CPU, which RMI 2.0
+    /// shares between host and monitor.
+    pub fn cpu_interface(&self) -> GicState {
+        self.monitor.platform().host_cpu_interface()
+    }
+
+    /// Writes the virtual CPU interface registers of the calling thread's CPU.
+    pub fn set_cpu_interface(&self, state: &GicState) {
+        self.monitor.platform().set_host_cpu_interface(state);
     }
 
     /// Raises a physical interrupt of the host: the next REC that runs, or the one that does, exits
@@ -311,6 +332,16 @@ impl Platform for Simulator {
         guests().insert(rec, guest);
         *context = exit.context;
         exit.raw
+    }
+
+    fn host_cpu_interface(&self) -> GicState {
+        let interfaces = self.interfaces.lock().unwrap_or_else(PoisonError::into_inner);
+        interfaces.get(&thread::current().id()).copied().unwrap_or_default()
+    }
+
+    fn set_host_cpu_interface(&self, state: &GicState) {
+        let mut interfaces = self.interfaces.lock().unwrap_or_else(PoisonError::into_inner);
+        interfaces.insert(thread::current().id(), *state);
     }
 
     fn id_register(&self, _register: SysRegIss) -> u64 {

@@ -85,12 +85,13 @@ impl<P: Platform> Monitor<P> {
     /// DATA_DESTROY: takes a page away. RAM becomes DESTROYED, other RIPAS values stay.
     pub(crate) fn data_destroy(&self, rd: Pa, ipa: Ipa) -> Reply {
         match self.try_data_destroy(rd, ipa) {
-            Ok(reply) => reply,
+            Ok((pa, top)) => Reply::with([pa.0, top.0]),
             Err((refusal, top)) => Reply::refused_with(refusal, [0, top.0]),
         }
     }
 
-    fn try_data_destroy(&self, rd: Pa, ipa: Ipa) -> Result<Reply, (Refusal, Ipa)> {
+    /// The page's address and the next live one; both outcomes tell where to go on.
+    pub(crate) fn try_data_destroy(&self, rd: Pa, ipa: Ipa) -> Result<(Pa, Ipa), (Refusal, Ipa)> {
         let wrong = |refusal| (refusal, Ipa(0));
         let (_rd_granule, rd) = self.lock_rd(rd).map_err(wrong)?;
         let stage2 = rd.stage2();
@@ -108,6 +109,6 @@ impl<P: Platform> Monitor<P> {
         }
         self.put_table(walk.table, 1);
         self.release(&self.lock_own(pa, GranuleState::Data));
-        Ok(Reply::with([pa.0, self.skip_non_live(&walk, ipa).0]))
+        Ok((pa, self.skip_non_live(&walk, ipa)))
     }
 }

@@ -32,7 +32,7 @@ enum Change {
     Refused,
 }
 
-/// RIPAS change of one entry: `destroyed` says if the realm lets go of DESTROYED memory.
+/// RIPAS change of one entry: `destroyed` says if DESTROYED memory may change.
 fn change(entry: Entry, to: Ripas, destroyed: bool) -> Change {
     let from = match entry {
         Entry::Unassigned(ripas) | Entry::Assigned(ripas, _) => ripas,
@@ -66,6 +66,8 @@ impl<P: Platform> Monitor<P> {
         if rd.state() != RealmState::New {
             return Err(Refusal::REALM);
         }
+        // 2.0 measures no RIPAS and lets pages be mapped before.
+        let stateful = self.rmi2().is_some();
         let walk = self.walk(&stage2, base, PAGE_LEVEL);
         let size = entry_size(walk.level);
         let mut next = base;
@@ -80,9 +82,15 @@ impl<P: Platform> Monitor<P> {
                         self.set_entry(&walk, index, Entry::Unassigned(Ripas::Ram));
                     }
                     Entry::Unassigned(Ripas::Ram) => {}
+                    Entry::Assigned(Ripas::Empty, pa) if stateful => {
+                        self.set_entry(&walk, index, Entry::Assigned(Ripas::Ram, pa));
+                    }
+                    Entry::Assigned(Ripas::Ram, _) if stateful => {}
                     _ => break,
                 }
-                rd.extend_rim(|algorithm, rim| measure_ripas(algorithm, rim, next, end));
+                if !stateful {
+                    rd.extend_rim(|algorithm, rim| measure_ripas(algorithm, rim, next, end));
+                }
                 next = end;
             }
         }
@@ -122,7 +130,9 @@ impl<P: Platform> Monitor<P> {
             &stage2,
             (base, top),
             request.ripas(),
-            request.change_destroyed != 0,
+            // In 2.0 the realm can always give up what is destroyed.
+            request.change_destroyed != 0
+                || (self.rmi2().is_some() && request.ripas() == Ripas::Empty),
         )?;
         rec.ripas.next = next.0;
         self.store_rec(rec_pa, &rec);

@@ -1,0 +1,107 @@
+//! RMI 2.0: range commands, stateful operations, activation of the monitor.
+//!
+//! All drafts of 2.0 have one version word, and the implementations in the field differ, so what
+//! differs is configured ([`Rmi2`]). Devices, planes, memory encryption contexts and granule sizes
+//! other than 4 KiB are not implemented: the feature registers say so.
+
+mod dispatch;
+mod global;
+mod map;
+mod operation;
+mod range;
+mod rec;
+mod unmap;
+
+pub use operation::MAX_CONTEXTS;
+pub(crate) use operation::OperationPool;
+
+/// Which interface the monitor speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Abi {
+    /// RMI 1.0.
+    #[default]
+    V1_0,
+    /// RMI 2.0.
+    V2_0(Rmi2),
+}
+
+/// Which implementation of 2.0 to be like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Draft {
+    /// TF-RMM v0.9.0: RTT_MAP_UNPROTECTED and RTT_UNMAP_UNPROTECTED of 1.0, data ranges of one
+    /// page and SINGLE only, no REALM_TERMINATE, GRANULE_TRACKING_GET of one region.
+    V0_9,
+    /// TF-RMM main of July 2026.
+    Head,
+}
+
+/// Details in which implementations of RMI 2.0 differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rmi2 {
+    /// The set of commands.
+    pub draft: Draft,
+    /// PSCI_COMPLETE names the target REC (three operands). If not (two operands, as in drafts
+    /// after HEAD), the monitor finds it by the MPIDR, and AFFINITY_INFO does not exit.
+    pub psci_target: bool,
+    /// GRANULE_RANGE_DELEGATE and UNDELEGATE work on the whole range; if not, on one granule per
+    /// call.
+    pub whole_ranges: bool,
+    /// RTT_DATA_MAP and the unmap commands without a list answer INCOMPLETE once before they
+    /// tell their result, as if an interrupt had been pending.
+    pub yields: bool,
+    /// Contexts for stateful operations, at most [`MAX_CONTEXTS`].
+    pub contexts: usize,
+}
+
+impl Rmi2 {
+    /// Like TF-RMM v0.9.0.
+    pub const V0_9: Self = Self {
+        draft: Draft::V0_9,
+        psci_target: true,
+        whole_ranges: false,
+        yields: false,
+        contexts: MAX_CONTEXTS,
+    };
+    /// Like TF-RMM main of July 2026.
+    pub const HEAD: Self = Self { draft: Draft::Head, ..Self::V0_9 };
+}
+
+/// Function identifiers that RMI 2.0 has and 1.0 has not.
+pub mod fid {
+    const BASE: u64 = 0xC400_0000;
+
+    /// RMI_RTT_DATA_MAP_INIT (the number of DATA_CREATE in 1.0).
+    pub const RTT_DATA_MAP_INIT: u64 = BASE | 0x153;
+    /// RMI_RMM_CONFIG_SET.
+    pub const RMM_CONFIG_SET: u64 = BASE | 0x16E;
+    /// RMI_GRANULE_TRACKING_GET.
+    pub const GRANULE_TRACKING_GET: u64 = BASE | 0x1E1;
+    /// RMI_RMM_CONFIG_GET.
+    pub const RMM_CONFIG_GET: u64 = BASE | 0x1EC;
+    /// RMI_GRANULE_RANGE_DELEGATE.
+    pub const GRANULE_RANGE_DELEGATE: u64 = BASE | 0x1F1;
+    /// RMI_GRANULE_RANGE_UNDELEGATE.
+    pub const GRANULE_RANGE_UNDELEGATE: u64 = BASE | 0x1F2;
+    /// RMI_GPT_L1_CREATE.
+    pub const GPT_L1_CREATE: u64 = BASE | 0x1F3;
+    /// RMI_RTT_DATA_MAP.
+    pub const RTT_DATA_MAP: u64 = BASE | 0x1F5;
+    /// RMI_RTT_DATA_UNMAP.
+    pub const RTT_DATA_UNMAP: u64 = BASE | 0x1F6;
+    /// RMI_RTT_UNPROT_MAP.
+    pub const RTT_UNPROT_MAP: u64 = BASE | 0x1FB;
+    /// RMI_RTT_UNPROT_UNMAP.
+    pub const RTT_UNPROT_UNMAP: u64 = BASE | 0x1FC;
+    /// RMI_REALM_TERMINATE.
+    pub const REALM_TERMINATE: u64 = BASE | 0x201;
+    /// RMI_RMM_ACTIVATE.
+    pub const RMM_ACTIVATE: u64 = BASE | 0x202;
+    /// RMI_OP_CONTINUE.
+    pub const OP_CONTINUE: u64 = BASE | 0x203;
+    /// RMI_OP_MEM_DONATE.
+    pub const OP_MEM_DONATE: u64 = BASE | 0x208;
+    /// RMI_OP_MEM_RECLAIM.
+    pub const OP_MEM_RECLAIM: u64 = BASE | 0x209;
+    /// RMI_OP_CANCEL.
+    pub const OP_CANCEL: u64 = BASE | 0x20A;
+}

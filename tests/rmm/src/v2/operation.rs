@@ -1,0 +1,307 @@
+//! Stateful operations: the pool of contexts, and the commands that continue, feed and drain an
+//! operation.
+
+use spin::Mutex;
+
+use crate::abi::{Refusal, Reply, Status};
+use crate::addr::{GRANULE_SIZE, Pa};
+use crate::granule::GranuleState;
+use crate::monitor::Monitor;
+use crate::platform::Platform;
+use crate::rec::MAX_REC_AUX;
+use crate::rtt::geometry::PAGE_LEVEL;
+use crate::v2::range::{RangeList, list_room};
+
+/// Most contexts of the pool.
+pub const MAX_CONTEXTS: usize = 16;
+
+/// What the operation needs of the host next: bits \[9:8\] of an INCOMPLETE result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// OP_CONTINUE.
+    Nothing = 0,
+    /// OP_MEM_DONATE.
+    Donation = 1,
+    /// OP_MEM_RECLAIM.
+    Reclaim = 2,
+}
+
+/// The answer of an operation that is not at its end. No operation here can be cancelled.
+pub(crate) fn incomplete(need: Need, outputs: [u64; 2]) -> Reply {
+    let refusal = Refusal { status: Status::Incomplete, index: need as u8 };
+    Reply::refused_with(refusal, outputs)
+}
+
+/// Granules on their way between host and object.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Granules {
+    pas: [Pa; MAX_REC_AUX],
+    count: usize,
+}
+
+impl Granules {
+    pub(crate) const NONE: Self = Self { pas: [Pa(0); MAX_REC_AUX], count: 0 };
+
+    pub(crate) fn all(pas: [Pa; MAX_REC_AUX]) -> Self {
+        Self { pas, count: MAX_REC_AUX }
+    }
+
+    pub(crate) fn as_slice(&self) -> &[Pa] {
+        &self.pas[..self.count]
+    }
+
+    fn push(&mut self, pa: Pa) {
+        self.pas[self.count] = pa;
+        self.count += 1;
+    }
+
+    /// Drops the first `count`.
+    fn remove_first(&mut self, count: usize) {
+        self.pas.copy_within(count..self.count, 0);
+        self.count -= count;
+    }
+
+    /// How many are missing for a REC.
+    pub(crate) fn missing(&self) -> u64 {
+        (MAX_REC_AUX - self.count) as u64
+    }
+}
+
+/// An operation between two calls.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Operation {
+    /// REC_CREATE collects auxiliary granules, then continues.
+    CreateRec {
+        /// Realm descriptor as the host named it.
+        rd: Pa,
+        /// Granule of the REC to be, in the state Partial.
+        rec: Pa,
+        /// Parameter page as the host named it.
+        params: Pa,
+        /// Donated so far.
+        aux: Granules,
+    },
+    /// An object's auxiliary granules go back; then the object is gone.
+    Reclaim {
+        /// Granule of the object, in the state Partial.
+        object: Pa,
+        /// Still to give back.
+        aux: Granules,
+        /// The host has been told that there is nothing more.
+        drained: bool,
+        /// Final answer.
+        outcome: Reply,
+    },
+    /// Done; the host only has to fetch the answer.
+    Deliver(Reply),
+}
+
+impl Operation {
+    /// The call that is due.
+    fn need(&self) -> Need {
+        match self {
+            Self::CreateRec { aux, .. } if aux.missing() > 0 => Need::Donation,
+            Self::Reclaim { drained: false, .. } => Need::Reclaim,
+            _ => Need::Nothing,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Slot {
+    Free,
+    /// A CPU works on it.
+    Reserved,
+    Parked(Operation),
+}
+
+/// Contexts of all operations.
+#[derive(Debug)]
+pub(crate) struct OperationPool {
+    slots: Mutex<[Slot; MAX_CONTEXTS]>,
+    limit: usize,
+}
+
+impl OperationPool {
+    pub(crate) fn new(limit: usize) -> Self {
+        let slots = Mutex::new([Slot::Free; MAX_CONTEXTS]);
+        Self { slots, limit: limit.min(MAX_CONTEXTS) }
+    }
+
+    /// A context for a new operation: BLOCKED if operations of the host hold all, BUSY if some
+    /// are about to come free.
+    pub(crate) fn reserve(&self) -> Result<Reservation<'_>, Refusal> {
+        let mut slots = self.slots.lock();
+        let slots = &mut slots[..self.limit];
+        if let Some(index) = slots.iter().position(|slot| matches!(slot, Slot::Free)) {
+            slots[index] = Slot::Reserved;
+            return Ok(Reservation { pool: self, index });
+        }
+        let blocked = slots.iter().all(|slot| matches!(slot, Slot::Parked(_)));
+        Err(if blocked { Refusal::BLOCKED } else { Refusal::BUSY })
+    }
+
+    /// Takes up the parked operation `handle` if its next call is the one for `need`.
+    fn resume(&self, handle: u64, need: Need) -> Result<(Reservation<'_>, Operation), Refusal> {
+        let mut slots = self.slots.lock();
+        let index = usize::try_from(handle).map_err(|_| Refusal::INPUT)?;
+        match slots.get(index) {
+            Some(Slot::Parked(operation)) if operation.need() == need => {
+                let operation = *operation;
+                slots[index] = Slot::Reserved;
+                Ok((Reservation { pool: self, index }, operation))
+            }
+            _ => Err(Refusal::INPUT),
+        }
+    }
+}
+
+/// A context that this CPU works on; free when dropped.
+#[derive(Debug)]
+pub(crate) struct Reservation<'p> {
+    pool: &'p OperationPool,
+    index: usize,
+}
+
+impl Reservation<'_> {
+    /// Parks the operation until the host's next call; its handle.
+    pub(crate) fn park(self, operation: Operation) -> u64 {
+        let index = self.index;
+        self.pool.slots.lock()[index] = Slot::Parked(operation);
+        core::mem::forget(self);
+        index as u64
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.pool.slots.lock()[self.index] = Slot::Free;
+    }
+}
+
+/// RmiOpMemDonateReq: `count` delegated pages anywhere.
+pub(crate) fn donation_request(count: u64) -> u64 {
+    count << 2
+}
+
+impl<P: Platform> Monitor<P> {
+    /// OP_CONTINUE. Flags have no meaning for operations that wait for nothing but this call.
+    pub(crate) fn op_continue(&self, handle: u64) -> Result<Reply, Refusal> {
+        let (context, operation) = self.operations.resume(handle, Need::Nothing)?;
+        match operation {
+            Operation::Deliver(reply) => Ok(reply),
+            Operation::Reclaim { object, outcome, .. } => {
+                self.release(&self.lock_own(object, GranuleState::Partial));
+                Ok(outcome)
+            }
+            Operation::CreateRec { rd, rec, params, aux } => {
+                match self.finish_rec(rd, rec, params, aux.as_slice()) {
+                    Ok(reply) => Ok(reply),
+                    Err(refusal) => {
+                        context.park(reclaim(rec, aux, refusal.into()));
+                        Ok(incomplete(Need::Reclaim, [0, 0]))
+                    }
+                }
+            }
+        }
+    }
+
+    /// OP_MEM_DONATE: granules for the object; x1 counts those that were taken.
+    pub(crate) fn op_mem_donate(
+        &self,
+        handle: u64,
+        list: Pa,
+        count: u64,
+    ) -> Result<Reply, Refusal> {
+        let (context, operation) = self.operations.resume(handle, Need::Donation)?;
+        let Operation::CreateRec { rd, rec, params, mut aux } = operation else {
+            return Err(Refusal::INPUT);
+        };
+        let ranges = match self.check_donation(list, count, aux.missing()) {
+            Ok(ranges) => ranges,
+            Err(refusal) => {
+                // The operation stays as it was: the host may try again.
+                context.park(operation);
+                return Err(refusal);
+            }
+        };
+        let mut taken = 0;
+        for (pa, _) in ranges.blocks() {
+            match self.lock(pa, GranuleState::Delegated) {
+                Ok(granule) => granule.set_state(GranuleState::RecAux),
+                Err(refusal) if taken == 0 => {
+                    context.park(reclaim(rec, aux, refusal.into()));
+                    return Ok(incomplete(Need::Reclaim, [0, 0]));
+                }
+                Err(_) => break,
+            }
+            aux.push(pa);
+            taken += 1;
+        }
+        let missing = aux.missing();
+        context.park(Operation::CreateRec { rd, rec, params, aux });
+        Ok(if missing > 0 {
+            incomplete(Need::Donation, [taken, donation_request(missing)])
+        } else {
+            incomplete(Need::Nothing, [taken, 0])
+        })
+    }
+
+    /// Copies and checks a donation: delegated pages, at most `missing`.
+    fn check_donation(&self, list: Pa, count: u64, missing: u64) -> Result<RangeList, Refusal> {
+        let ranges = self.read_list(list, count)?;
+        let used = ranges.ranges().iter().filter(|range| range.count() > 0);
+        let pages = used.clone().all(|range| range.level() == PAGE_LEVEL);
+        let delegated = used.clone().all(|range| !range.is_undelegated());
+        let total: u64 = used.map(|range| range.count()).sum();
+        if pages && delegated && total <= missing { Ok(ranges) } else { Err(Refusal::INPUT) }
+    }
+
+    /// OP_MEM_RECLAIM: gives granules back, delegated; x1 counts the descriptors in the list.
+    pub(crate) fn op_mem_reclaim(
+        &self,
+        handle: u64,
+        list: Pa,
+        count: u64,
+    ) -> Result<Reply, Refusal> {
+        let (context, operation) = self.operations.resume(handle, Need::Reclaim)?;
+        let Operation::Reclaim { object, mut aux, outcome, .. } = operation else {
+            return Err(Refusal::INPUT);
+        };
+        let room = match list_room(list, count) {
+            Some(room) => room,
+            None => {
+                context.park(operation);
+                return Err(Refusal::INPUT);
+            }
+        };
+        let mut ranges = RangeList::new(room);
+        let all = aux.as_slice();
+        let given = all.iter().take_while(|pa| ranges.add(**pa, PAGE_LEVEL, false)).count();
+        // The host's list is written first: if it cannot be, nothing has happened.
+        if room > 0
+            && let Err(refusal) = self.write_list(list, ranges.ranges())
+        {
+            context.park(operation);
+            return Err(refusal);
+        }
+        self.return_aux(&aux.as_slice()[..given], true);
+        aux.remove_first(given);
+        let drained = room > 0 && aux.as_slice().is_empty();
+        context.park(Operation::Reclaim { object, aux, drained, outcome });
+        let need = if drained { Need::Nothing } else { Need::Reclaim };
+        Ok(incomplete(need, [ranges.ranges().len() as u64, 0]))
+    }
+
+    /// OP_CANCEL: no operation of this monitor can be cancelled.
+    pub(crate) fn op_cancel(&self) -> Result<Reply, Refusal> {
+        Err(Refusal::INPUT)
+    }
+}
+
+/// An operation that gives `aux` back and then ends with `outcome`.
+pub(crate) fn reclaim(object: Pa, aux: Granules, outcome: Reply) -> Operation {
+    Operation::Reclaim { object, aux, drained: false, outcome }
+}
+
+const _: () = assert!(GRANULE_SIZE == 4096, "donation requests are for 4 KiB granules");
