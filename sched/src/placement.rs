@@ -68,45 +68,53 @@ impl<const CORES: usize, const ENTITIES: usize> Scheduler<CORES, ENTITIES> {
     }
 
     /// Kicks cores until every queued entity that some core should run instead of what it runs now
-    /// (or instead of nothing) has a core that is on its way to pick.
+    /// (or instead of nothing) has a core of its own that is on its way to pick.
     pub(crate) fn push_waiting(&mut self) {
+        let mut available = self.online();
+        let mut targets = CoreSet::EMPTY;
         for core in (0..CORES as u8).map(CoreId) {
             // Usually all cores run something at least as urgent as what waits: one comparison.
             let Some(top) = self.cores[core.index()].queue.top() else {
                 continue;
             };
-            let Some(floor) = self.calmest_unkicked(self.online()) else {
-                return;
+            let staying = available.iter().filter(|&core| !self.will_pick(core));
+            let Some(floor) = staying.map(|core| self.running_urgency(core)).min() else {
+                break;
             };
-            if Urgency::of(top) <= self.running_urgency(floor) {
+            if Urgency::of(top) <= floor {
                 continue;
             }
-            let mut targets = CoreSet::EMPTY;
-            let mut skipped = self.online();
             for index in self.cores[core.index()].queue.iter(&self.links) {
                 let params = &self.entities[index].params;
-                let candidates = params.affinity.intersection(skipped);
-                if let Some(target) = self.calmest_unkicked(candidates)
-                    && self.running_urgency(target) < Urgency::of(params.priority)
-                {
+                if Urgency::of(params.priority) <= floor {
+                    break;
+                }
+                let candidates = params.affinity.intersection(available);
+                if let Some(target) = self.helper(Urgency::of(params.priority), candidates) {
+                    available.remove(target);
                     targets.insert(target);
-                    skipped.remove(target);
                 }
             }
-            for target in targets.iter() {
+        }
+        for target in targets.iter() {
+            if !self.will_pick(target) {
                 self.kick(target);
             }
         }
     }
 
-    fn calmest_unkicked(&self, among: CoreSet) -> Option<CoreId> {
+    /// A core that runs something less urgent than `urgency`: one that picks soon anyway, else the
+    /// least urgent.
+    fn helper(&self, urgency: Urgency, among: CoreSet) -> Option<CoreId> {
         among
             .iter()
-            .filter(|&core| {
-                let this = &self.cores[core.index()];
-                !this.kicked && this.activity != Activity::Choosing
-            })
-            .min_by_key(|&core| self.running_urgency(core))
+            .filter(|&core| self.running_urgency(core) < urgency)
+            .min_by_key(|&core| (!self.will_pick(core), self.running_urgency(core)))
+    }
+
+    fn will_pick(&self, core: CoreId) -> bool {
+        let this = &self.cores[core.index()];
+        this.kicked || this.activity == Activity::Choosing
     }
 
     fn online(&self) -> CoreSet {
