@@ -16,7 +16,7 @@ use sched::{CoreId, CoreSet, EntityId, Next, Scheduler, Stop};
 use spin::Once;
 use vmm_services::vm::Context;
 use vmm_services::{
-    ConsoleSink, Exit, GuestMemory, MemoryFault, Resume, VcpuId, VcpuSet, VmServices,
+    ConsoleSink, Exit, GuestMemory, MemoryFault, Resume, VcpuId, VcpuSet, VmServices, layout,
 };
 
 /// Who runs next, on all cores.
@@ -149,6 +149,9 @@ fn step(vcpu: &mut Vcpu, slot: &VcpuSlot) -> Flow {
     let id = vcpu.id;
     if let Some(services) = vm.services.lock().as_mut() {
         services.vgic_mut().flush(id, vcpu.image());
+    }
+    if let Some(active) = vcpu.image().hardware {
+        irq::set_ppi_active(layout::VTIMER_INTID, active);
     }
     let Some(exit) = vcpu.enter() else {
         return Flow::Again;

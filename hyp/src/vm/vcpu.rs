@@ -5,11 +5,12 @@ use super::rec::RecVcpu;
 use super::{Vm, stats::Cause};
 use crate::arch::guest::Trap;
 use crate::arch::timer;
+use crate::irq;
 use crate::sync::Lock;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use mm::Ipa;
 use sched::EntityId;
-use vmm_services::VcpuId;
+use vmm_services::{VcpuId, layout};
 use vmm_services::exit::{Exit, FatalCause, Resume};
 use vmm_services::vgic::{LrImage, Vgic};
 
@@ -125,6 +126,9 @@ impl Vcpu {
             let vttbr = crate::run::vttbr(self.vm);
             crate::arch::tlb::load(vttbr);
             vcpu.load();
+            if self.has_active_timer_interrupt() {
+                irq::set_ppi_active(layout::VTIMER_INTID, true);
+            }
         }
     }
 
@@ -133,7 +137,18 @@ impl Vcpu {
         if let Kind::Normal(vcpu) = &mut self.kind {
             vcpu.unload();
             crate::arch::tlb::unload();
+            if self.has_active_timer_interrupt() {
+                irq::set_ppi_active(layout::VTIMER_INTID, false);
+            }
         }
+    }
+
+    /// Whether this vCPU's virtual timer interrupt is between being taken by us and deactivated by
+    /// the guest. The active state in the GIC then goes with the vCPU from core to core: left
+    /// behind, it would keep the timer of whoever runs there next from firing.
+    fn has_active_timer_interrupt(&self) -> bool {
+        let services = self.vm.services.lock();
+        services.as_ref().is_some_and(|services| services.vgic().hardware_active(self.id))
     }
 
     /// Its list registers.
