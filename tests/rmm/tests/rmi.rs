@@ -1,4 +1,4 @@
-//! RMI 1.0 against the specification's failure conditions, through the in-process host.
+//! RMI 1.0 and 2.0 against the specification's failure conditions, through the in-process host.
 
 #[path = "rmi/harness.rs"]
 mod harness;
@@ -23,3 +23,11 @@ mod rsi;
 mod run;
 #[path = "rmi/tables.rs"]
 mod tables;
+#[path = "rmi/v2_global.rs"]
+mod v2_global;
+#[path = "rmi/v2_operations.rs"]
+mod v2_operations;
+#[path = "rmi/v2_ranges.rs"]
+mod v2_ranges;
+#[path = "rmi/v2_run.rs"]
+mod v2_run;

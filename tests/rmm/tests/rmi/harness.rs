@@ -4,6 +4,7 @@ use std::cell::Cell;
 
 use rmm::abi::{Status, fid};
 use rmm::host::{Config, Cpu, Machine, Stop};
+use rmm::v2::{Abi, Rmi2, fid as fid2};
 use rmm::{GRANULE_SIZE, Pa};
 
 /// x0 of a command that succeeded.
@@ -30,10 +31,30 @@ pub(crate) const UNASSIGNED: u64 = 0;
 pub(crate) const ASSIGNED: u64 = 1;
 pub(crate) const TABLE: u64 = 2;
 
+/// x0 of an operation that waits for OP_CONTINUE, and what is added to it for a memory request.
+pub(crate) const INCOMPLETE: u64 = Status::Incomplete as u64;
+pub(crate) const DONATE: u64 = 1 << 8;
+pub(crate) const RECLAIM: u64 = 2 << 8;
+
+/// A list of descriptors of one delegated page each.
+pub(crate) fn descriptors(pages: &[Pa]) -> Params {
+    let mut list = Params::new();
+    for (number, pa) in pages.iter().enumerate() {
+        list = list.set(8 * number, page_descriptor(*pa));
+    }
+    list
+}
+
+/// The descriptor of one delegated page.
+pub(crate) fn page_descriptor(pa: Pa) -> u64 {
+    pa.0 | 1 << 2
+}
+
 /// A machine and a granule allocator.
 pub(crate) struct Host {
     pub(crate) machine: Machine,
     next: Cell<u64>,
+    stateful: bool,
 }
 
 /// A page to fill field by field.
@@ -111,7 +132,21 @@ impl Exit {
 
 impl Host {
     pub(crate) fn new() -> Self {
-        Self { machine: Machine::new(Config::default()), next: Cell::new(0) }
+        let machine = Machine::new(Config::default());
+        Self { machine, next: Cell::new(0), stateful: false }
+    }
+
+    /// A machine whose monitor speaks 2.0 and is active.
+    pub(crate) fn v2(rmi2: Rmi2) -> Self {
+        let host = Self::inactive(rmi2);
+        assert_eq!(host.status(fid2::RMM_ACTIVATE, []), OK);
+        host
+    }
+
+    /// A machine whose monitor speaks 2.0 and is not active yet.
+    pub(crate) fn inactive(rmi2: Rmi2) -> Self {
+        let machine = Machine::new(Config { abi: Abi::V2_0(rmi2), ..Config::default() });
+        Self { machine, next: Cell::new(0), stateful: true }
     }
 
     /// A machine whose realms run `guest`.
@@ -144,11 +179,21 @@ impl Host {
     }
 
     pub(crate) fn delegate(&self, pa: Pa) {
-        assert_eq!(self.status(fid::GRANULE_DELEGATE, [pa.0]), OK);
+        let status = if self.stateful {
+            self.status(fid2::GRANULE_RANGE_DELEGATE, [pa.0, pa.0 + GRANULE_SIZE])
+        } else {
+            self.status(fid::GRANULE_DELEGATE, [pa.0])
+        };
+        assert_eq!(status, OK);
     }
 
     pub(crate) fn undelegate(&self, pa: Pa) {
-        assert_eq!(self.status(fid::GRANULE_UNDELEGATE, [pa.0]), OK);
+        let status = if self.stateful {
+            self.status(fid2::GRANULE_RANGE_UNDELEGATE, [pa.0, pa.0 + GRANULE_SIZE])
+        } else {
+            self.status(fid::GRANULE_UNDELEGATE, [pa.0])
+        };
+        assert_eq!(status, OK);
     }
 
     /// A new delegated granule.
@@ -167,7 +212,8 @@ impl Host {
 
     pub(crate) fn realm(&self) -> Realm {
         let realm = Realm { rd: self.delegated(), root: self.delegated() };
-        let params = self.page(&realm_params(realm.root, 1));
+        let vmid = if self.stateful { 0 } else { 1 };
+        let params = self.page(&realm_params(realm.root, vmid));
         assert_eq!(self.status(fid::REALM_CREATE, [realm.rd.0, params.0]), OK);
         realm
     }
@@ -227,6 +273,16 @@ impl Host {
     pub(crate) fn rec(&self, realm: Realm, mpidr: u64, runnable: bool) -> (Pa, Vec<Pa>) {
         let aux: Vec<Pa> = (0..16).map(|_| self.delegated()).collect();
         let rec = self.delegated();
+        if self.stateful {
+            let params = self.page(&rec_params(runnable.into(), mpidr, 0x1000, &[]));
+            let created = self.call(fid::REC_CREATE, [realm.rd.0, rec.0, params.0]);
+            assert_eq!(created[0], INCOMPLETE | DONATE);
+            let list = self.page(&descriptors(&aux));
+            let donated = self.call(fid2::OP_MEM_DONATE, [created[1], list.0, 16]);
+            assert_eq!(donated[..3], [INCOMPLETE, 16, 0]);
+            assert_eq!(self.status(fid2::OP_CONTINUE, [created[1], 0]), OK);
+            return (rec, aux);
+        }
         let params = self.page(&rec_params(runnable.into(), mpidr, 0x1000, &aux));
         assert_eq!(self.status(fid::REC_CREATE, [realm.rd.0, rec.0, params.0]), OK);
         (rec, aux)
