@@ -257,6 +257,10 @@ mod tests {
                     tlbs.vttbr[core] = value;
                 }
                 tlbs.speculate();
+                // Invalidation goes by the slot, so it must name what every core uses.
+                for (number, vm) in tlbs.vttbr.iter().chain(&late).flatten() {
+                    prop_assert_eq!(slots[*vm].current(), Some(Vmid(*number)));
+                }
             }
             if entries_fit(numbers, &slots) {
                 prop_assert_eq!(allocator.rollovers(), 0, "rolled over with numbers to spare");
