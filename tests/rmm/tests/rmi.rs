@@ -21,10 +21,14 @@ mod ripas;
 mod rsi;
 #[path = "rmi/run.rs"]
 mod run;
+#[path = "rmi/stress.rs"]
+mod stress;
 #[path = "rmi/tables.rs"]
 mod tables;
 #[path = "rmi/v2_global.rs"]
 mod v2_global;
+#[path = "rmi/v2_model.rs"]
+mod v2_model;
 #[path = "rmi/v2_operations.rs"]
 mod v2_operations;
 #[path = "rmi/v2_ranges.rs"]

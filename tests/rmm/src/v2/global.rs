@@ -126,7 +126,7 @@ impl<P: Platform> Monitor<P> {
         Reply::with([next.0])
     }
 
-    /// True if all `count` granules from `pa` on can be taken for data at this moment.
+    /// Makes `count` delegated granules from `pa` on data of zeroes: all or none.
     pub(crate) fn take_data(&self, pa: Pa, count: u64) -> Result<(), Refusal> {
         for number in 0..count {
             match self.lock(pa.offset(number * GRANULE_SIZE), GranuleState::Delegated) {
