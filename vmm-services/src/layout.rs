@@ -5,6 +5,10 @@
 
 use mm::Ipa;
 
+/// Flash of QEMU's `virt`, for guests that look for their settings there.
+pub const FLASH: Ipa = Ipa::new(0);
+/// Size of the flash in bytes, both banks together.
+pub const FLASH_SIZE: u64 = 0x0800_0000;
 /// GIC distributor.
 pub const GICD: Ipa = Ipa::new(0x0800_0000);
 /// Size of the distributor's register frame in bytes.
@@ -42,6 +46,7 @@ pub const PTIMER_INTID: u32 = 30;
 pub fn is_free(base: u64, size: u64, memory: u64) -> bool {
     let Some(end) = base.checked_add(size) else { return false };
     let taken = [
+        (FLASH, FLASH_SIZE),
         (GICD, GICD_SIZE),
         (GICR, crate::MAX_VCPUS as u64 * GICR_STRIDE),
         (VIRTIO, MAX_VIRTIO as u64 * VIRTIO_STRIDE),

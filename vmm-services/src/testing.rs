@@ -130,7 +130,10 @@ pub(crate) fn bundle_with(root: &[Prop], vms: &[Vm]) -> Vec<u8> {
         if let Some(uart) = vm.uart {
             w.begin_node(DEVICES);
             match uart {
-                None => w.property_empty(UART),
+                None => {
+                    w.property_empty(UART);
+                    w.property_empty(FLASH);
+                }
                 Some((base, size, intid)) => {
                     w.begin_node(UART);
                     w.property_u64s(REG, &[base, size]);

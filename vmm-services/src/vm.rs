@@ -25,6 +25,9 @@ pub struct ServicesConfig {
     pub realm_ipa_bits: Option<u32>,
     /// Where the PL011 is, if there is one.
     pub uart: Option<Placement>,
+    /// Whether there is flash at [`layout::FLASH`]: erased, so that it reads as ones, and write
+    /// protected. U-Boot for QEMU's `virt` looks for its environment there.
+    pub flash: bool,
 }
 
 /// What services reach while they handle an exit.
@@ -76,6 +79,7 @@ pub struct VmServices {
     vgic: Vgic,
     power: PowerState,
     uart: Option<PlacedUart>,
+    flash: bool,
     console: LineBuffer,
     realm_ipa_bits: Option<u32>,
     reported_failure: Option<u64>,
@@ -90,6 +94,7 @@ impl VmServices {
             power: PowerState::new(vgic.config().vcpus),
             vgic,
             uart: config.uart.map(|place| PlacedUart { place, device: Pl011::new() }),
+            flash: config.flash,
             console: LineBuffer::default(),
             realm_ipa_bits: config.realm_ipa_bits,
             reported_failure: None,
@@ -164,6 +169,9 @@ impl VmServices {
                 irq.set_level(place.intid, device.line());
                 return Response { resume: done(value), kick: irq.kick };
             }
+        }
+        if self.flash && access.ipa.get() < layout::FLASH.get() + layout::FLASH_SIZE {
+            return done(access.width.mask()).into();
         }
         Resume::InjectExternalAbort.into()
     }

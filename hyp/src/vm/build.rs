@@ -162,6 +162,7 @@ fn build_normal(
         },
         realm_ipa_bits: None,
         uart: spec.devices.uart,
+        flash: spec.devices.flash,
     }));
     // Virtual time of the VM starts at zero.
     let offset = timer::now_ticks();
@@ -193,6 +194,7 @@ fn build_realm(
         },
         realm_ipa_bits: ipa_bits,
         uart: spec.devices.uart,
+        flash: spec.devices.flash,
     }));
     let mut failure = None;
     for (id, rec) in vm.vcpus().zip(recs) {

@@ -130,6 +130,8 @@ pub struct Placement {
 pub struct Devices {
     /// PL011 UART.
     pub uart: Option<Placement>,
+    /// Flash at [`crate::layout::FLASH`] that is erased and cannot be written.
+    pub flash: bool,
 }
 
 /// One VM of the bundle.

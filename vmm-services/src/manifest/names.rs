@@ -89,6 +89,8 @@ pub const DEVICES: &str = "devices";
 /// Devices: PL011 UART. An empty property puts it at [`crate::layout::UART`]; a child node with
 /// [`REG`] and [`INTERRUPTS`] elsewhere.
 pub const UART: &str = "uart";
+/// Devices: empty property, erased flash at [`crate::layout::FLASH`].
+pub const FLASH: &str = "flash";
 /// Device nodes: two u64, address and size of the registers.
 pub const REG: &str = "reg";
 /// Device nodes: u32, INTID.

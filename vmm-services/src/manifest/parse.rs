@@ -286,7 +286,7 @@ fn budget<'a>(at: &At<'a>) -> Result<'a, Option<Budget>> {
 
 fn devices<'a>(at: &At<'a>, memory: u64) -> Result<'a, Devices> {
     let Some(node) = at.child(DEVICES) else { return Ok(Devices::default()) };
-    node.only(&[UART], &[UART])?;
+    node.only(&[UART, FLASH], &[UART])?;
     let uart = match (node.node.property(UART), node.child(UART)) {
         (None, None) => None,
         (Some(_), Some(_)) => return Err(node.fault(UART, Fault::Conflict(UART))),
@@ -296,7 +296,13 @@ fn devices<'a>(at: &At<'a>, memory: u64) -> Result<'a, Devices> {
         (Some(_), None) => return Err(node.fault(UART, Fault::BadType)),
         (None, Some(uart)) => Some(placement(&uart, layout::UART_SIZE, memory)?),
     };
-    Ok(Devices { uart })
+    let flash = match node.node.property(FLASH) {
+        Some(property) if !property.value.is_empty() => {
+            return Err(node.fault(FLASH, Fault::BadType));
+        }
+        property => property.is_some(),
+    };
+    Ok(Devices { uart, flash })
 }
 
 /// Reads where a device is and checks that the place is free.

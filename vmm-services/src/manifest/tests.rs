@@ -51,6 +51,7 @@ fn a_full_bundle_is_read() {
     assert_eq!(linux.stray_granule_of, Some("secret"));
     assert_eq!(bundle.image(&linux.initramfs.unwrap()), [7; 9000]);
     assert_eq!(linux.devices.uart, Some(Placement { base: 0x0900_0000, intid: 33 }));
+    assert!(linux.devices.flash && !realm.devices.flash);
     let spec = realm.realm().unwrap();
     assert_eq!((spec.rpv, spec.ipa_bits), ([3; 64], 40));
     assert_eq!(realm.kernel_format, KernelFormat::Raw);

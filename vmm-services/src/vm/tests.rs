@@ -26,6 +26,7 @@ impl Rig {
                 vgic: VgicConfig { vcpus: 2, list_registers: 4, hardware_ppi: None },
                 realm_ipa_bits,
                 uart: Some(Placement { base: 0x0900_0000, intid: 33 }),
+                flash: realm_ipa_bits.is_some(),
             }),
             memory: Ram::new(0x2000),
             lines: Lines::default(),
@@ -106,6 +107,16 @@ fn what_is_not_there_is_an_external_abort() {
     }
     let fault = Exit::Stage2Fault { ipa: Ipa::new(0), fetch: true, write: false };
     assert_eq!(rig.resume(&fault), Resume::InjectExternalAbort);
+}
+
+#[test]
+fn flash_is_erased_and_write_protected() {
+    let mut rig = Rig::realm();
+    for ipa in [0, 0x07ff_fffc] {
+        assert_eq!(rig.mmio(ipa, Access::Write(0)), Resume::Done);
+        assert_eq!(rig.mmio(ipa, Access::Read), Resume::Read(0xffff_ffff));
+    }
+    assert_eq!(rig.mmio(0x0801_0000, Access::Read), Resume::InjectExternalAbort);
 }
 
 #[test]

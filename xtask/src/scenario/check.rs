@@ -330,6 +330,9 @@ fn check_devices(source: &mut Source<'_>, entry: &Spanned<format::Vm>) -> Vec<De
         if let Some(interrupt) = &item.get_ref().interrupt {
             device.interrupt = *interrupt.get_ref();
         }
+        if device.kind == format::DeviceKind::Flash && !device.is_in_its_place() {
+            source.refuse(&span, "the flash cannot be moved and has no interrupt");
+        }
         let name = format!("the {} at {:#x}", device.kind.name(), device.address);
         let end = device.address.saturating_add(device.size);
         if !device.address.is_multiple_of(PAGE) || end > layout::RAM.saturating_add(ram) {
@@ -345,7 +348,7 @@ fn check_devices(source: &mut Source<'_>, entry: &Spanned<format::Vm>) -> Vec<De
         if devices.iter().any(|other| other.kind == device.kind) {
             source.refuse(&span, format!("a VM has at most one {}", device.kind.name()));
         }
-        if !SPI.contains(&device.interrupt) {
+        if device.kind != format::DeviceKind::Flash && !SPI.contains(&device.interrupt) {
             let (first, last) = (SPI.start, SPI.end - 1);
             source.refuse(
                 &span,
@@ -381,6 +384,9 @@ impl Device {
                 size: layout::UART_SIZE,
                 interrupt: layout::UART_INTID,
             },
+            format::DeviceKind::Flash => {
+                Self { kind, address: layout::FLASH.get(), size: layout::FLASH_SIZE, interrupt: 0 }
+            }
         }
     }
 

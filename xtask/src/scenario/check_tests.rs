@@ -209,6 +209,16 @@ fn overlapping_devices() {
 }
 
 #[test]
+fn flash_has_one_place() {
+    let flash = |more| format!("{HEAD}[[vm.device]]\nkind = \"flash\"\n{more}\n");
+    let scenario = run(&flash("")).unwrap();
+    let [device] = scenario.vms[0].devices[..] else { panic!("one device") };
+    assert_eq!((device.kind, device.address), (DeviceKind::Flash, 0));
+    refused(&flash("address = 0x10000000"), 10, "cannot be moved");
+    refused(&flash("interrupt = 40"), 10, "has no interrupt");
+}
+
+#[test]
 fn two_devices_in_one_place() {
     let text = with_devices(&["", "interrupt = 34"]);
     refused(&text, 13, "the uart at 0x9000000 overlaps the uart at 0x9000000");

@@ -127,6 +127,8 @@ pub(crate) enum Hash {
 pub(crate) enum DeviceKind {
     /// Arm PL011.
     Uart,
+    /// Erased flash, which U-Boot wants to see. It has no interrupt and cannot be moved.
+    Flash,
 }
 
 /// Deliberate faults that the hypervisor can try on itself.
@@ -158,6 +160,6 @@ names! {
     ImageType { Image => "image", Raw => "raw", Elf => "elf" }
     Expect { Off => "off", Stopped => "stopped", Refused => "refused" }
     Hash { Sha256 => "sha256", Sha512 => "sha512" }
-    DeviceKind { Uart => "uart" }
+    DeviceKind { Uart => "uart", Flash => "flash" }
     SelfTest { GranuleProtection => "granule-protection" }
 }
