@@ -79,6 +79,7 @@ fn set_follows_the_request() {
     assert_eq!(exit.reason(), exit_reason::HOST_CALL);
     assert_eq!([exit.gpr(0), exit.gpr(1), exit.gpr(2)], [0, 0x4000, 0]);
     assert_eq!(set([rd, rec.0, 0x1000, 0x2000])[0], INPUT, "nothing is pending");
+    assert_eq!(host.enter(rec, 0).reason(), exit_reason::IRQ, "told once");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use proptest::prelude::*;
+use rmm::abi::fid as v1;
 use rmm::v2::{Rmi2, fid};
 use rmm::{GRANULE_SIZE, Pa};
 
@@ -119,6 +120,24 @@ impl Run {
         assert!(!stopped || self.mapped.contains_key(&end), "stopped at a hole");
     }
 
+    /// Everything can be unmapped, destroyed and given back.
+    fn tear_down(mut self) {
+        for base in [FIRST, 512] {
+            while self.mapped.keys().any(|page| page / 512 == base / 512) {
+                let first = self.mapped.keys().filter(|page| **page / 512 == base / 512).min();
+                let first = first.copied().unwrap_or(base);
+                self.unmap(first, Self::table_end(first) - first, 512);
+            }
+        }
+        let destroy =
+            |ipa: u64, level: u64| self.host.status(v1::RTT_DESTROY, [self.realm.rd.0, ipa, level]);
+        assert_eq!([destroy(0, 3), destroy(1 << 21, 3)], [OK; 2]);
+        assert_eq!([destroy(0, 2), destroy(0, 1)], [OK; 2]);
+        assert_eq!(self.host.status(fid::REALM_TERMINATE, [self.realm.rd.0]), OK);
+        assert_eq!(self.host.status(v1::REALM_DESTROY, [self.realm.rd.0]), OK);
+        (0..POOL).for_each(|page| self.host.undelegate(self.page(page)));
+    }
+
     fn check(&self) {
         assert_eq!(self.host.machine.census().data, self.mapped.len() as u64);
         for page in FIRST..FIRST + PAGES {
@@ -154,5 +173,6 @@ proptest! {
             }
             run.check();
         }
+        run.tear_down();
     }
 }
