@@ -1,5 +1,9 @@
 //! RMI 2.0: running RECs.
 
+use std::sync::Mutex;
+use std::sync::mpsc::channel;
+use std::thread;
+
 use rmm::GicState;
 use rmm::Ipa;
 use rmm::abi::{exit_reason, fid, psci_fid};
@@ -92,4 +96,30 @@ fn destroyed_memory_can_be_given_up() {
     let args = [realm.rd.0, rec.0, 0x3000, 0x4000];
     assert_eq!(host.status(fid::RTT_SET_RIPAS, args), crate::harness::rtt(3));
     assert_eq!(host.entry(realm, 0x3000, 3)[3], DESTROYED);
+}
+
+#[test]
+fn termination_waits_for_running_recs() {
+    let (entered, wait_entered) = channel();
+    let (resume, wait_resume) = channel();
+    let wait_resume = Mutex::new(wait_resume);
+    let host = Host::v2(Rmi2::HEAD);
+    host.machine.set_guest(move |cpu| {
+        entered.send(()).unwrap();
+        wait_resume.lock().unwrap().recv().unwrap();
+        cpu.wfi()
+    });
+    let (realm, rec) = host.active();
+    let run = host.alloc(1);
+    thread::scope(|scope| {
+        let machine = &host.machine;
+        let cpu =
+            scope.spawn(move || machine.call(fid::REC_ENTER, [rec.0, run.0, 0, 0, 0, 0, 0])[0]);
+        wait_entered.recv().unwrap();
+        assert_eq!(host.status(fid2::REALM_TERMINATE, [realm.rd.0]), REALM);
+        assert_eq!(host.status(fid::REC_DESTROY, [rec.0]), REC);
+        resume.send(()).unwrap();
+        assert_eq!(cpu.join().unwrap(), OK);
+    });
+    assert_eq!(host.status(fid2::REALM_TERMINATE, [realm.rd.0]), OK);
 }
