@@ -1,7 +1,7 @@
 //! The granule table: state, reference count and lock of each granule of RAM.
 //!
 //! Lock order. A command first locks the granules that the host names, in ascending address order
-//! ([`GranuleTable::lock_pair`]). The lock of a realm descriptor also guards all translation tables
+//! (`GranuleTable::lock_pair`). The lock of a realm descriptor also guards all translation tables
 //! of the realm, so tables and data granules are locked only for the moment of a state change,
 //! last and one at a time. A running REC is not locked but *claimed*: it may then take any lock.
 
