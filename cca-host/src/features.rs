@@ -94,9 +94,9 @@ pub struct Features {
     pub lpa2: bool,
     /// SVE vector length limit in units of 128 bits minus 1, if SVE is there.
     pub sve_vl: Option<u8>,
-    /// Largest number of breakpoints to ask for.
+    /// Largest value of the breakpoints field: number of breakpoints minus 1.
     pub breakpoints: u8,
-    /// Largest number of watchpoints to ask for.
+    /// Largest value of the watchpoints field: number of watchpoints minus 1.
     pub watchpoints: u8,
     /// PMU counters, if the PMU is there.
     pub pmu_counters: Option<u8>,
@@ -160,8 +160,8 @@ impl Features {
             max_ipa_bits: field(reg0, 0, 8) as u8,
             lpa2: bit(reg0, 8),
             sve_vl: if bit(reg0, 9) { Some(field(reg0, 10, 4) as u8) } else { None },
-            breakpoints: field(reg0, 14, 6) as u8 + 1,
-            watchpoints: field(reg0, 20, 6) as u8 + 1,
+            breakpoints: field(reg0, 14, 6) as u8,
+            watchpoints: field(reg0, 20, 6) as u8,
             pmu_counters: if bit(reg0, 26) { Some(field(reg0, 27, 5) as u8) } else { None },
             sha256: false,
             sha384: false,
@@ -219,7 +219,8 @@ impl fmt::Display for Capabilities {
                 f.write_str(name)?;
             }
         }
-        write!(f, ", {} breakpoints, {} watchpoints", features.breakpoints, features.watchpoints)?;
+        let (breakpoints, watchpoints) = (features.breakpoints, features.watchpoints);
+        write!(f, ", {} breakpoints, {} watchpoints", breakpoints + 1, watchpoints + 1)?;
         if let Some(vl) = features.sve_vl {
             write!(f, ", SVE {} bits", (u32::from(vl) + 1) * 128)?;
         }
@@ -251,7 +252,7 @@ mod tests {
         let features = Features::from_v1(reg0);
         assert_eq!(features.max_ipa_bits, 48);
         assert_eq!(features.sve_vl, Some(3));
-        assert_eq!((features.breakpoints, features.watchpoints), (6, 4));
+        assert_eq!((features.breakpoints, features.watchpoints), (5, 3));
         assert_eq!(features.pmu_counters, None);
         assert!(features.sha256 && features.sha512 && !features.sha384);
         assert_eq!(features.list_registers, 16);

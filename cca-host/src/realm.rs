@@ -34,9 +34,9 @@ pub struct RealmConfig {
     pub rpv: [u8; 64],
     /// VMID of the realm in the realm world, non-zero and not in use there. RMI 1.0 only.
     pub vmid: u16,
-    /// Breakpoints, 1 to what the RMM supports.
+    /// Number of breakpoints minus 1: 1 to what the RMM supports.
     pub breakpoints: u8,
-    /// Watchpoints, 1 to what the RMM supports.
+    /// Number of watchpoints minus 1: 1 to what the RMM supports.
     pub watchpoints: u8,
     /// SVE vector length in units of 128 bits minus 1; `None` for no SVE.
     pub sve_vl: Option<u8>,

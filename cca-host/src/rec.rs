@@ -276,13 +276,18 @@ impl<'l, H: Host> Rec<'l, H> {
         }
     }
 
+    /// Makes the call in the form of the RMM's draft. No 2.0 RMM says which form it has: where the one with
+    /// the target is refused, the other one is tried, whose arguments the former kind of RMM refuses.
     fn call_psci_complete(&self, target: RecId, status: PsciStatus) -> Status {
+        let command = Command::PsciComplete;
         let (caller, target, code) = (self.id.addr.get(), target.addr.get(), status.code());
         if self.rmm.psci_names_target() {
-            self.rmm.call(Command::PsciComplete, [caller, target, code]).status
-        } else {
-            self.rmm.call(Command::PsciComplete, [caller, code]).status
+            let reply = self.rmm.call(command, [caller, target, code]).status;
+            if reply != Status::Input || !self.rmm.is_v2() {
+                return reply;
+            }
         }
+        self.rmm.call(command, [caller, code]).status
     }
 
     /// Destroys the REC and gives its memory back (REC_DESTROY).

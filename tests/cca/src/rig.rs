@@ -7,6 +7,8 @@ use cca_host::{AccessFault, Conduit, HostMemory};
 use mm::PhysAddr;
 use mm::ledger::{Ledger, Owner, PhysRange, Undelegated, Use};
 use rmm::host::{Config, Machine};
+use rmm::Abi;
+use rmm::v2::Rmi2;
 use rmm::{Pa, RamRange};
 
 /// First address of the machine's RAM.
@@ -32,11 +34,11 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// A machine with `bytes` of RAM.
+    /// A machine with `bytes` of RAM and an RMM that speaks `abi`.
     #[must_use]
-    pub fn new(bytes: u64) -> Self {
+    pub fn new(bytes: u64, abi: Abi) -> Self {
         let ram = RamRange { base: Pa(RAM_BASE), size: bytes };
-        let machine = Machine::new(Config { ram, ..Config::default() });
+        let machine = Machine::new(Config { ram, abi, ..Config::default() });
         let calls = AtomicU64::new(0);
         Self { machine, calls, refusal: Mutex::new(None), refused: Mutex::new(None) }
     }
@@ -92,6 +94,8 @@ pub struct World<'w> {
     pub rig: &'w Rig,
     /// The ledger.
     pub ledger: &'w Ledger<'static>,
+    /// What the RMM speaks.
+    pub abi: Abi,
 }
 
 impl World<'_> {
@@ -112,18 +116,39 @@ fn contents(seed: u8) -> [u8; 4096] {
     core::array::from_fn(|index| (index as u8).wrapping_mul(31) ^ seed)
 }
 
-/// Runs `test` on a machine with 16 MiB of RAM.
-pub fn with_world<R>(test: impl FnOnce(World<'_>) -> R) -> R {
-    with_world_of(16 << 20, test)
+/// The ABIs and drafts that the driver is tried against.
+#[must_use]
+pub fn abis() -> [Abi; 5] {
+    [
+        Abi::V1_0,
+        Abi::V2_0(Rmi2::V0_9),
+        Abi::V2_0(Rmi2::HEAD),
+        // What later drafts may do, each a step further.
+        Abi::V2_0(Rmi2 { whole_ranges: true, yields: true, ..Rmi2::HEAD }),
+        Abi::V2_0(Rmi2 { psci_target: false, ..Rmi2::HEAD }),
+    ]
 }
 
-/// Runs `test` on a machine with `bytes` of RAM.
-pub fn with_world_of<R>(bytes: u64, test: impl FnOnce(World<'_>) -> R) -> R {
-    let rig = Rig::new(bytes);
+/// Runs `test` on a machine with 16 MiB of RAM and RMI 1.0.
+pub fn with_world<R>(test: impl FnOnce(World<'_>) -> R) -> R {
+    with_world_of(16 << 20, Abi::V1_0, test)
+}
+
+/// Runs `test` on a machine with `bytes` of RAM and an RMM that speaks `abi`.
+pub fn with_world_of<R>(bytes: u64, abi: Abi, test: impl FnOnce(World<'_>) -> R) -> R {
+    let rig = Rig::new(bytes, abi);
     let start = PhysAddr::new(RAM_BASE);
     let ram = [PhysRange::new(start, PhysAddr::new(RAM_BASE + bytes))];
     let limit = PhysAddr::new(0x1_0000_0000);
     let words = Ledger::metadata_words(&ram, limit).expect("layout");
     let ledger = Ledger::new(&ram, limit, vec![0; words].leak()).expect("ledger");
-    test(World { rig: &rig, ledger: &ledger })
+    test(World { rig: &rig, ledger: &ledger, abi })
+}
+
+/// Runs `test` once per ABI on a machine with 16 MiB of RAM.
+pub fn each_abi(test: impl Fn(World<'_>)) {
+    for abi in abis() {
+        println!("{abi:?}");
+        with_world_of(16 << 20, abi, &test);
+    }
 }

@@ -6,9 +6,10 @@ use cca_host::plan::{BuildPlan, IpaRange, PageSource, Segment};
 use cca_host::{
     Command, Config, FaultIn, Fill, NegotiationError, Realm, RealmConfig, RecConfig, Ripas, Rmm,
 };
-use cca_tests::{Outcome, Rig, Services, World, destroy, run_to_end, with_world, with_world_of};
+use cca_tests::{Outcome, Rig, Services, World, destroy, run_to_end, each_abi, with_world, with_world_of};
 use mm::ledger::{Owner, Use};
 use mm::{Ipa, PAGE_SIZE, PhysAddr};
+use rmm::Abi;
 use rmm::host::Cpu;
 
 const OWNER: Owner = Owner::vm(1);
@@ -63,7 +64,7 @@ fn live(
     let (mut realm, mut recs) =
         Realm::build(&rmm, OWNER, &plan, &Contiguous(image.base())).expect("built");
     let rim = plan
-        .rim(true, |_, page, buffer| {
+        .rim(world.abi == Abi::V1_0, |_, page, buffer| {
             let at = image.base().get() + page * PAGE_SIZE;
             world.rig.machine.read(rmm::Pa(at), buffer).expect("normal memory");
             Ok::<(), cca_host::Error>(())
@@ -114,7 +115,7 @@ fn without_an_rmm_the_reason_is_said() {
 
 #[test]
 fn a_realm_that_switches_itself_off() {
-    with_world(|world| {
+    each_abi(|world| {
         let mut services = Services::default();
         let outcome = live(&world, 3, BLOCK, &mut services, |cpu| cpu.system_off());
         assert_eq!(outcome, Outcome::Off);
@@ -123,7 +124,7 @@ fn a_realm_that_switches_itself_off() {
 
 #[test]
 fn the_rim_that_the_realm_reads_is_the_planned_one() {
-    with_world(|world| {
+    each_abi(|world| {
         let (sender, receiver) = channel();
         let mut services = Services::default();
         let image = world.pages(2, Use::Bundle, 1);
@@ -153,7 +154,7 @@ fn the_rim_that_the_realm_reads_is_the_planned_one() {
             }
         }
         let rim = plan
-            .rim(true, |_, page, buffer| {
+            .rim(world.abi == Abi::V1_0, |_, page, buffer| {
                 let at = image.base().get() + page * PAGE_SIZE;
                 world.rig.machine.read(rmm::Pa(at), buffer).expect("normal memory");
                 Ok::<(), cca_host::Error>(())
@@ -178,7 +179,7 @@ fn the_rim_that_the_realm_reads_is_the_planned_one() {
 
 #[test]
 fn faults_devices_host_calls_and_conversions() {
-    with_world(|world| {
+    each_abi(|world| {
         let page = world.pages(0, Use::Shared, 9);
         let mut services =
             Services { device: 0x1234_5678, shared_page: Some(page.base()), ..Services::default() };
@@ -215,7 +216,7 @@ fn faults_devices_host_calls_and_conversions() {
 
 #[test]
 fn the_second_rec_is_switched_on_by_the_first() {
-    with_world(|world| {
+    each_abi(|world| {
         let outcome = live(&world, 2, BLOCK, &mut Services::default(), |cpu| {
             if cpu.index() == 0 {
                 let args = [1, RAM + 0x100, 77, 0];
@@ -234,7 +235,7 @@ fn the_second_rec_is_switched_on_by_the_first() {
 
 #[test]
 fn a_refused_conversion_is_told_to_the_realm() {
-    with_world(|world| {
+    each_abi(|world| {
         let mut services = Services { reject_ripas: true, ..Services::default() };
         let outcome = live(&world, 2, BLOCK, &mut services, |cpu| {
             assert!(cpu.set_ripas(ipa(RAM), ipa(RAM + 0x1000), 0, 0).is_ok());
@@ -247,7 +248,7 @@ fn a_refused_conversion_is_told_to_the_realm() {
 
 #[test]
 fn whole_blocks_are_folded_and_come_back() {
-    with_world(|world| {
+    each_abi(|world| {
         let mut services = Services::default();
         let outcome = live(&world, 600, 2 * BLOCK, &mut services, |cpu| {
             // Empty one page out of the folded block, and a range that ends inside it.
@@ -262,7 +263,7 @@ fn whole_blocks_are_folded_and_come_back() {
 
 #[test]
 fn eager_memory_costs_two_calls_per_page_and_little_more() {
-    with_world_of(32 << 20, |world| {
+    with_world_of(32 << 20, Abi::V1_0, |world| {
         let rmm = negotiate(&world, 8);
         let start = world.ledger.census();
         let mut realm = Realm::create(&rmm, OWNER, &config()).expect("created");
@@ -287,7 +288,7 @@ fn eager_memory_costs_two_calls_per_page_and_little_more() {
 
 #[test]
 fn a_fault_can_bring_in_a_whole_block() {
-    with_world(|world| {
+    each_abi(|world| {
         let rmm = negotiate(&world, 0);
         let config = RealmConfig { fill: Fill::Block, ..config() };
         let mut realm = Realm::create(&rmm, OWNER, &config).expect("created");
@@ -306,7 +307,7 @@ fn a_fault_can_bring_in_a_whole_block() {
 
 #[test]
 fn dropping_everything_at_any_point_gives_everything_back() {
-    with_world(|world| {
+    each_abi(|world| {
         let rmm = negotiate(&world, 0);
         let start = world.ledger.census();
         let source = world.pages(0, Use::Bundle, 3);

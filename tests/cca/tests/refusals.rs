@@ -100,7 +100,7 @@ fn every_refusal_is_survived_and_accounted_for() {
     let mut cases = 0u64;
     let mut lost = 0u64;
     for pool_limit in [0, 4] {
-        with_world_of(16 << 20, |world| {
+        with_world_of(16 << 20, rmm::Abi::V1_0, |world| {
             let rmm = Rmm::negotiate(world.rig, world.ledger, Config { pool_limit }).expect("RMM");
             let image = world.pages(1, Use::Bundle, 1);
             let shared = world.pages(0, Use::Shared, 1);
