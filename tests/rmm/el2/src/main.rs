@@ -1,6 +1,6 @@
 //! R-EL2 image of the reference RMM: what EL3 loads, and what really runs realms.
 //!
-//! EL3 enters every CPU once at [`rmm_entry`](../entry.S); from then on it comes back with one call of
+//! EL3 enters every CPU once at `rmm_entry` (`entry.S`); from then on it comes back with one call of
 //! the host at a time. All of the interface to the host and to realms is in the core, the crate
 //! `rmm`; this image gives it memory, a console and the CPU.
 //!
