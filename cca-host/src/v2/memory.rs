@@ -7,7 +7,7 @@ use super::{AddrRange, DESCRIPTOR_BYTES, MAX_BLOCKS, MAX_LIST};
 use crate::command::Command;
 use crate::conduit::{Host, HostMemoryExt};
 use crate::error::{BadAnswer, Error, Invalid};
-use crate::features::Abi;
+use crate::features::{Abi, Dialect};
 use crate::geometry::{LAST_LEVEL, TOP_BLOCK_LEVEL};
 use crate::rtt::{SharedAttrs, Swept, Tables};
 use crate::status::Status;
@@ -107,8 +107,13 @@ impl<H: Host> Tables<'_, '_, H> {
 
     /// Unmaps the protected memory of `base..top` and gives it back (RTT_DATA_UNMAP).
     pub(crate) fn unmap_v2(&self, base: u64, top: u64, budget: u64, swept: &mut Swept) {
-        // Without a page for a list, each call returns one range in a register.
-        let list = self.rmm.alloc_interface(self.owner).ok();
+        // The first draft takes no list, and without a page for one it must do: each call then returns one
+        // range in a register.
+        let list = if self.takes_unmap_list() {
+            self.rmm.alloc_interface(self.owner).ok()
+        } else {
+            None
+        };
         let command = Command::RttDataUnmap;
         let (flags, list_at) = match &list {
             Some(page) => (LIST | MAX_LIST << 2, page.base().get()),
@@ -189,6 +194,11 @@ impl<H: Host> Tables<'_, '_, H> {
                 self.collect(command, range.base, range.granules(), RmmUse::Data, swept);
             }
         }
+    }
+
+    /// Whether RTT_DATA_UNMAP can write a list of ranges.
+    const fn takes_unmap_list(&self) -> bool {
+        matches!(self.rmm.capabilities().abi, Abi::V2(Dialect { terminate: true, .. }))
     }
 
     /// Whether shared memory is mapped by ranges.
