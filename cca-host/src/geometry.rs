@@ -81,8 +81,14 @@ impl Geometry {
         self.granule_shift as u32 - 3
     }
 
-    /// log2 of the bytes that one entry at `level` covers.
+    /// log2 of the bytes that one entry at `level` covers. Levels that do not exist count as the nearest
+    /// one that does, since levels come from the RMM.
     const fn level_shift(&self, level: i8) -> u32 {
+        let level = match level {
+            ..=-1 => -1,
+            LAST_LEVEL.. => LAST_LEVEL,
+            level => level,
+        };
         self.granule_shift as u32 + self.level_bits() * (LAST_LEVEL - level) as u32
     }
 

@@ -4,7 +4,7 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::mem::offset_of;
 
-use mm::ledger::{GranuleState, Owner, RmmUse};
+use mm::ledger::{Owner, RmmUse};
 use mm::{Ipa, PhysAddr};
 
 use crate::command::Command;
@@ -529,10 +529,11 @@ impl<'l, H: Host, S: RealmState> Realm<'l, H, S> {
         self.core.tables().read_entry(ipa, LAST_LEVEL)
     }
 
-    /// Destroys the realm and gives its memory back. All RECs must have been destroyed before.
+    /// Destroys the realm and gives its memory back. All RECs must have been destroyed before: the RMM
+    /// refuses to destroy a realm that has one.
     ///
     /// # Errors
-    /// A REC is left, or the RMM refuses; the realm comes back with the error, and its memory is still
+    /// The RMM refuses; the realm comes back with the error, and its memory is still
     /// accounted to it. Trying again goes on where this stopped.
     #[expect(clippy::result_large_err, reason = "the realm itself comes back")]
     pub fn destroy(mut self) -> Result<DestroyReport, DestroyFailure<'l, H, S>> {
@@ -654,11 +655,6 @@ impl<'l, H: Host> Core<'l, H> {
         let mut report = DestroyReport::default();
         if self.phase == Phase::Gone {
             return Ok(report);
-        }
-        let rec = GranuleState::Rmm { used_for: RmmUse::Rec, owner: self.owner };
-        if self.rmm.ledger.find(rec, PhysAddr::new(0)).is_some() {
-            let command = Command::RealmDestroy;
-            return Err(Error::Refused { command, status: Status::Realm { index: 0 } });
         }
         if self.phase == Phase::Alive {
             self.rmm.terminate(self.rd, self.owner)?;

@@ -162,7 +162,7 @@ impl<H: Host> Tables<'_, '_, H> {
         level: i8,
         last: i8,
     ) -> Result<(), Error> {
-        if level <= last || level < self.geometry.start_level() {
+        if level <= last || !(self.geometry.start_level()..LAST_LEVEL).contains(&level) {
             return Err(Error::Misbehaved { command, answer: BadAnswer::Level(level) });
         }
         self.create_tables(Ipa::new(at), level, level + 1)

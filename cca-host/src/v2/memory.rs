@@ -109,11 +109,8 @@ impl<H: Host> Tables<'_, '_, H> {
     pub(crate) fn unmap_v2(&self, base: u64, top: u64, budget: u64, swept: &mut Swept) {
         // The first draft takes no list, and without a page for one it must do: each call then returns one
         // range in a register.
-        let list = if self.takes_unmap_list() {
-            self.rmm.alloc_interface(self.owner).ok()
-        } else {
-            None
-        };
+        let list =
+            if self.takes_unmap_list() { self.rmm.alloc_interface(self.owner).ok() } else { None };
         let command = Command::RttDataUnmap;
         let (flags, list_at) = match &list {
             Some(page) => (LIST | MAX_LIST << 2, page.base().get()),

@@ -159,7 +159,7 @@ impl<H: Host> Operation<'_, '_, H> {
         };
         let stored = self.rmm.host.store(self.list, 0, &range.encode());
         let reply = match stored {
-            Ok(()) => self.rmm.call(Command::OpMemDonate, [self.handle, self.list.get(), 1, 0]),
+            Ok(()) => self.insist(Command::OpMemDonate, [self.handle, self.list.get(), 1, 0]),
             Err(_) => Reply::failed(),
         };
         // An answer that ends the operation has the outputs of the original command instead.
@@ -187,6 +187,16 @@ impl<H: Host> Operation<'_, '_, H> {
         Ok(reply)
     }
 
+    /// Makes a call that moves memory; once more if it is refused. A refusal leaves the operation as it was,
+    /// and only [`Command::OpContinue`] tells its result, so that the handle is still ours.
+    fn insist<const N: usize>(&self, command: Command, args: [u64; N]) -> Reply {
+        let reply = self.rmm.call(command, args);
+        match reply.status {
+            Status::Success | Status::Incomplete { .. } => reply,
+            _ => self.rmm.call(command, args),
+        }
+    }
+
     /// Ends an operation for which there is no memory: cancels it, or where that is not allowed donates a
     /// granule that the RMM must refuse, after which it gives everything back and fails.
     fn abandon(&self, cancellable: bool) -> Result<Reply, Error> {
@@ -202,7 +212,7 @@ impl<H: Host> Operation<'_, '_, H> {
     /// Takes memory back from the operation.
     fn reclaim(&mut self) -> Result<Reply, Error> {
         let command = Command::OpMemReclaim;
-        let reply = self.rmm.call(command, [self.handle, self.list.get(), MAX_LIST]);
+        let reply = self.insist(command, [self.handle, self.list.get(), MAX_LIST]);
         let entries = match reply.status {
             Status::Incomplete { .. } | Status::Success => reply.x[1],
             _ => 0,

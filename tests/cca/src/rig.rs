@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cca_host::{AccessFault, Conduit, HostMemory};
 use mm::PhysAddr;
 use mm::ledger::{Ledger, Owner, PhysRange, Undelegated, Use};
-use rmm::host::{Config, Machine};
 use rmm::Abi;
+use rmm::host::{Config, Machine};
 use rmm::v2::Rmi2;
 use rmm::{Pa, RamRange};
 
