@@ -31,6 +31,7 @@ pub struct Rig {
     calls: AtomicU64,
     refusal: Mutex<Option<Refusal>>,
     refused: Mutex<Option<u64>>,
+    input_errors: Mutex<Vec<(u64, [u64; 7])>>,
 }
 
 impl Rig {
@@ -40,13 +41,20 @@ impl Rig {
         let ram = RamRange { base: Pa(RAM_BASE), size: bytes };
         let machine = Machine::new(Config { ram, abi, ..Config::default() });
         let calls = AtomicU64::new(0);
-        Self { machine, calls, refusal: Mutex::new(None), refused: Mutex::new(None) }
+        Self {
+            machine,
+            calls,
+            refusal: Mutex::new(None),
+            refused: Mutex::new(None),
+            input_errors: Mutex::default(),
+        }
     }
 
-    /// Refuses one call from now on.
+    /// Refuses one call from now on, and counts calls and errors anew.
     pub fn refuse(&self, refusal: Option<Refusal>) {
         self.calls.store(0, Ordering::Relaxed);
         *self.refused.lock().expect("no panic while locked") = None;
+        self.input_errors.lock().expect("no panic while locked").clear();
         *self.refusal.lock().expect("no panic while locked") = refusal;
     }
 
@@ -54,6 +62,12 @@ impl Rig {
     #[must_use]
     pub fn refused(&self) -> Option<u64> {
         *self.refused.lock().expect("no panic while locked")
+    }
+
+    /// Calls that the RMM has answered with ERROR_INPUT: identifier and arguments.
+    #[must_use]
+    pub fn input_errors(&self) -> Vec<(u64, [u64; 7])> {
+        self.input_errors.lock().expect("no panic while locked").clone()
     }
 
     /// Calls since the refusal was set.
@@ -73,7 +87,11 @@ impl Conduit for &Rig {
             *self.refused.lock().expect("no panic while locked") = Some(fid);
             return refusal.answer;
         }
-        self.machine.call(fid, args)
+        let answer = self.machine.call(fid, args);
+        if answer[0] & 0xff == 1 {
+            self.input_errors.lock().expect("no panic while locked").push((fid, args));
+        }
+        answer
     }
 }
 

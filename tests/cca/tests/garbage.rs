@@ -48,7 +48,7 @@ impl Garbage {
             3 => near.wrapping_add(PAGE_SIZE << self.below(20)),
             4 => near,
             5 => self.below(1 << 40) & !(PAGE_SIZE - 1),
-            6 => RAM_BASE + self.below(RAM_BYTES) | 1 << 2,
+            6 => (RAM_BASE + self.below(RAM_BYTES)) | (1 << 2),
             _ => self.next().wrapping_mul(self.next()),
         }
     }
