@@ -65,10 +65,10 @@ impl<H: Host> Tables<'_, '_, H> {
         Ok(mapped)
     }
 
-    /// Bytes to map next, a power of two to which `at` is aligned: a call of 1.0 maps a granule, and 512 of
-    /// them fold into a block; a call of 2.0 maps any number of blocks of one table.
+    /// Bytes to map next, a power of two to which `at` is aligned: a call maps a granule, and 512 of them
+    /// fold into a block; or it maps any number of blocks of one table.
     fn chunk(&self, at: u64, top: u64) -> u64 {
-        if !self.rmm.is_v2() {
+        if !self.maps_blocks() {
             let level = self.geometry.largest_level(at, top, LAST_LEVEL - 1);
             return self.geometry.entry_bytes(level);
         }
@@ -95,20 +95,22 @@ impl<H: Host> Tables<'_, '_, H> {
     /// Maps a run of delegated granules at `at`. Granules that turn out not to be needed, and all that are
     /// not mapped after an error, go back.
     fn map_frames(&self, at: u64, frames: Frames<Delegated>) -> Result<u64, Error> {
-        if self.rmm.is_v2() {
-            return self.map_range_v2(at, frames);
-        }
         let bytes = frames.bytes();
-        let mapped = self.map_each(at, frames, |data, at| {
-            let command = Command::DataCreateUnknown;
-            let args = [self.rd.get(), data, at];
-            match self.with_tables(command, args, Ipa::new(at), LAST_LEVEL)?.status {
-                Status::Success => Ok(true),
-                Status::Rtt { level: LAST_LEVEL } => Ok(false),
-                status => Err(Error::Refused { command, status }),
-            }
-        })?;
-        if bytes == self.geometry.entry_bytes(LAST_LEVEL - 1) && mapped == self.geometry.entries() {
+        let mapped = if self.rmm.is_v2() {
+            self.map_range_v2(at, frames)?
+        } else {
+            self.map_each(at, frames, |data, at| {
+                let command = Command::DataCreateUnknown;
+                let args = [self.rd.get(), data, at];
+                match self.with_tables(command, args, Ipa::new(at), LAST_LEVEL)?.status {
+                    Status::Success => Ok(true),
+                    Status::Rtt { level: LAST_LEVEL } => Ok(false),
+                    status => Err(Error::Refused { command, status }),
+                }
+            })?
+        };
+        let block = self.geometry.entry_bytes(LAST_LEVEL - 1);
+        if bytes == block && mapped == self.geometry.entries() && !self.maps_blocks() {
             self.fold(Ipa::new(at), LAST_LEVEL)?;
         }
         Ok(mapped)

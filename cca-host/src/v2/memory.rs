@@ -42,7 +42,8 @@ impl<H: Host> Tables<'_, '_, H> {
         let mut at = at;
         let mut rest = frames;
         let mut mapped = 0;
-        let mut floor = TOP_BLOCK_LEVEL;
+        let top_level = if self.maps_blocks() { TOP_BLOCK_LEVEL } else { LAST_LEVEL };
+        let mut floor = top_level;
         while !rest.is_empty() {
             match self.map_step(
                 Command::RttDataMap,
@@ -58,7 +59,7 @@ impl<H: Host> Tables<'_, '_, H> {
                     self.rmm.ledger.hand_over(taken, RmmUse::Data);
                     rest = remaining;
                     at = to;
-                    floor = TOP_BLOCK_LEVEL;
+                    floor = top_level;
                 }
                 Ok(Step::Conflict(level)) if level < LAST_LEVEL => floor = level + 1,
                 Ok(Step::Conflict(_)) => {
@@ -66,7 +67,7 @@ impl<H: Host> Tables<'_, '_, H> {
                     self.rmm.retire(unused);
                     rest = remaining;
                     at += granule;
-                    floor = TOP_BLOCK_LEVEL;
+                    floor = top_level;
                 }
                 Err(error) => {
                     self.rmm.undelegate(rest);
@@ -110,7 +111,7 @@ impl<H: Host> Tables<'_, '_, H> {
         // The first draft takes no list, and without a page for one it must do: each call then returns one
         // range in a register.
         let list =
-            if self.takes_unmap_list() { self.rmm.alloc_interface(self.owner).ok() } else { None };
+            if self.maps_blocks() { self.rmm.alloc_interface(self.owner).ok() } else { None };
         let command = Command::RttDataUnmap;
         let (flags, list_at) = match &list {
             Some(page) => (LIST | MAX_LIST << 2, page.base().get()),
@@ -193,8 +194,9 @@ impl<H: Host> Tables<'_, '_, H> {
         }
     }
 
-    /// Whether RTT_DATA_UNMAP can write a list of ranges.
-    const fn takes_unmap_list(&self) -> bool {
+    /// Whether the RMM maps and unmaps whole blocks and lists of ranges. RMI 1.0 and the first draft of 2.0
+    /// take a page at a time; 512 of them can then be folded.
+    pub(crate) const fn maps_blocks(&self) -> bool {
         matches!(self.rmm.capabilities().abi, Abi::V2(Dialect { terminate: true, .. }))
     }
 

@@ -297,6 +297,7 @@ fn a_fault_can_bring_in_a_whole_block() {
         realm.init_ripas(Ipa::new(RAM), Ipa::new(RAM + BLOCK)).expect("RAM");
         let fault = Ipa::new(RAM + 0x5000);
         assert_eq!(realm.fault_in(fault), Ok(FaultIn::Mapped { granules: 512 }));
+        assert_eq!(realm.read_entry(fault).map(|entry| entry.level), Ok(2), "one block");
         assert_eq!(realm.fault_in(fault), Ok(FaultIn::AlreadyMapped));
         for _ in 0..100 {
             realm.fault_in(fault).expect("answered");
