@@ -197,9 +197,10 @@ fn build_realm(
         flash: spec.devices.flash,
     }));
     let mut failure = None;
+    let gic = rmm.capabilities().gic;
     for (id, rec) in vm.vcpus().zip(recs) {
         // All RECs must reach a slot even after a failure, since teardown collects them there.
-        if let Err(reason) = add_vcpu(vm, spec, id, Kind::Rec(RecVcpu::new(rec))) {
+        if let Err(reason) = add_vcpu(vm, spec, id, Kind::Rec(RecVcpu::new(rec, gic))) {
             failure.get_or_insert(reason);
         }
     }

@@ -26,6 +26,7 @@ pub fn fail_self_test() {
 /// Prints the report and powers the machine off.
 pub fn finish() -> ! {
     table();
+    super::realm::drain_pool();
     let granules_ok = granules();
     if super::selftest::is_missing() {
         println!("selftest: FAILED, no realm ran long enough to be tested");

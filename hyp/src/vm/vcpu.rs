@@ -10,9 +10,9 @@ use crate::sync::Lock;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use mm::Ipa;
 use sched::EntityId;
-use vmm_services::{VcpuId, layout};
 use vmm_services::exit::{Exit, FatalCause, Resume};
 use vmm_services::vgic::{LrImage, Vgic};
+use vmm_services::{VcpuId, layout};
 
 /// Most vCPUs of all VMs together.
 pub const MAX_ENTITIES: usize = 32;
