@@ -260,8 +260,9 @@ fn find_bundle(machine: &Machine<'_>, used: &[PhysRange]) -> Result<Blob, Bundle
     let tree = unsafe { memory::shared(start, tree_bytes) };
     let total = manifest::peek_total_size(tree).map_err(BundleError::Manifest)?;
     let pages = machine::pages(start.get(), total);
+    // By pages: some boot loaders pass the last byte as the end. Checksums see to the rest.
     if let Some(initrd) = machine.initrd
-        && total > initrd.bytes()
+        && pages.end > machine::pages(initrd.start.get(), initrd.bytes()).end
     {
         return Err(BundleError::Truncated { bundle: pages, initrd });
     }
@@ -279,7 +280,16 @@ fn check_free(
     if !memory::is_ram(machine, range) {
         return Err(BundleError::OutsideRam(range));
     }
-    let reserved = machine.reserved.iter().map(|reserved| reserved.range);
+    // Boot loaders reserve the initrd that they pass: that one is no obstacle.
+    let is_initrd = |reserved: PhysRange| {
+        machine.initrd.is_some_and(|initrd| {
+            let pages = machine::pages(initrd.start.get(), initrd.bytes());
+            pages.start <= reserved.start && reserved.end <= pages.end
+        })
+    };
+    let reserved =
+        machine.reserved.iter().filter(|reserved| reserved.no_map || !is_initrd(reserved.range));
+    let reserved = reserved.map(|reserved| reserved.range);
     let overlaps = |other: PhysRange| range.start < other.end && other.start < range.end;
     if used.iter().copied().chain(reserved).any(overlaps) {
         return Err(BundleError::Overlap(range));
