@@ -15,6 +15,7 @@ mod guest;
 mod process;
 mod project;
 mod qemu;
+mod rim;
 mod run;
 mod scenario;
 mod setup;
@@ -60,6 +61,17 @@ enum Command {
     Test {
         /// Names of tests in `tests/system/`
         names: Vec<String>,
+    },
+    /// Print the initial measurement of realms, computed from the files alone
+    Rim {
+        /// A name in `scenarios/`, or a file
+        scenario: String,
+        /// Only this realm
+        #[arg(long, value_name = "NAME")]
+        vm: Option<String>,
+        /// As an RMM that speaks RMI 2.0 measures, which leaves the initial RIPAS out
+        #[arg(long)]
+        rmi_2: bool,
     },
     /// Say what is on this machine, and how to get what is missing
     Doctor,
@@ -119,12 +131,21 @@ fn dispatch(command: Command) -> Result<bool> {
         Command::Image { scenario, output } => {
             let file = Scenario::find(&project, &scenario);
             let scenario = Scenario::load(&project, &file, Overrides::default())?;
+            setup::run(&project)?;
+            build::run(&project)?;
             let bundle = run::image(&project, &scenario, output)?;
             println!("{}", bundle.display());
             Ok(true)
         }
         Command::Run(args) => run(&project, &args),
         Command::Test { names } => test::run(&project, &names),
+        Command::Rim { scenario, vm, rmi_2 } => {
+            let file = Scenario::find(&project, &scenario);
+            let scenario = Scenario::load(&project, &file, Overrides::default())?;
+            setup::run(&project)?;
+            build::run(&project)?;
+            rim::print(&bundle::write(&scenario)?, vm.as_deref(), rmi_2)
+        }
         Command::Doctor => doctor::run(&project),
     }
 }

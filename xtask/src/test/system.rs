@@ -14,6 +14,7 @@ use crate::build::Images;
 use crate::process::write_atomically;
 use crate::project::Project;
 use crate::qemu::{Boot, Ending};
+use crate::rim;
 use crate::run::{self, Options, Outcome};
 use crate::scenario::{Overrides, Scenario, Size};
 
@@ -48,6 +49,9 @@ pub(super) struct Case {
     /// Guests that must have run in turns.
     #[serde(default)]
     interleaved: Vec<String>,
+    /// Realms that must have printed the measurement which the files give.
+    #[serde(default)]
+    measured: Vec<String>,
 }
 
 /// What enters the hypervisor.
@@ -130,7 +134,8 @@ impl Case {
             gdb: false,
         };
         let outcome = run::run(&scenario, images, &bundle, &options)?;
-        let faults = self.faults(&outcome);
+        let mut faults = self.faults(&outcome);
+        faults.extend(self.check_measurements(&outcome, &fs::read(&bundle)?)?);
         if !faults.is_empty() {
             let list: String = faults.iter().map(|fault| format!("  {fault}\n")).collect();
             bail!("{list}{}", outcome.report(&project.show(&options.log)));
@@ -138,6 +143,25 @@ impl Case {
         // A bundle is tens of megabytes; that of a failed test is kept.
         fs::remove_file(bundle)?;
         Ok(())
+    }
+
+    /// Compares what realms read as their RIM with what their files give.
+    fn check_measurements(&self, outcome: &Outcome, bundle: &[u8]) -> Result<Vec<String>> {
+        let mut faults = Vec::new();
+        if self.measured.is_empty() {
+            return Ok(faults);
+        }
+        // The reference RMM speaks RMI 1.0.
+        let computed = rim::of_bundle(bundle, false)?;
+        for realm in &self.measured {
+            let rim = computed.iter().find(|(name, _)| name == realm).map(|(_, rim)| rim);
+            let rim = rim.with_context(|| format!("there is no realm {realm}"))?;
+            let mut lines = outcome.transcript.guest_lines(realm);
+            if !lines.any(|line| line.split_whitespace().any(|word| word == rim)) {
+                faults.push(format!("realm {realm} did not read the RIM {rim}"));
+            }
+        }
+        Ok(faults)
     }
 
     /// What the test wanted and did not get.
