@@ -118,7 +118,7 @@ pub fn load(image: &LrImage, written: usize) -> usize {
     for index in used..written {
         write_lr(index, 0);
     }
-    write_sysreg!("ich_hcr_el2", ENABLE | u64::from(image.hcr.bits()));
+    write_sysreg!("ich_hcr_el2", ENABLE | image.hcr.bits());
     used
 }
 
