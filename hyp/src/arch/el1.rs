@@ -220,6 +220,24 @@ impl VirtualTimer {
     }
 }
 
+/// Translates a virtual address of the loaded vCPU by its own stage-1 tables, as a read at EL1;
+/// `None` if they do not map it. For faults whose IPA the core does not report.
+#[must_use]
+pub fn translate(virtual_address: u64) -> Option<mm::Ipa> {
+    /// `PAR_EL1.F`: the translation failed.
+    const FAILED: u64 = 1;
+    /// `PAR_EL1.PA`, bits [51:12].
+    const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+    let guests = read_sysreg!("par_el1");
+    // SAFETY: the instruction only writes PAR_EL1, which is put back below.
+    unsafe {
+        core::arch::asm!("at s1e1r, {0}", "isb", in(reg) virtual_address, options(nostack));
+    }
+    let result = read_sysreg!("par_el1");
+    write_sysreg!("par_el1", guests);
+    (result & FAILED == 0).then(|| mm::Ipa::new(result & ADDRESS | virtual_address & 0xfff))
+}
+
 /// Bits of `SPSR_EL2` for an exception taken to EL1h with D, A, I and F masked.
 const PSTATE_EL1H_MASKED: u64 = 0x3c5;
 /// `PSTATE.PAN`.

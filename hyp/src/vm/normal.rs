@@ -187,6 +187,8 @@ impl NormalVcpu {
         let ipa = esr::fault_ipa(read_sysreg!("hpfar_el2"), far);
         let fetch = esr.class() == class::INSTRUCTION_ABORT;
         if esr.is_granule_protection_fault() {
+            // HPFAR_EL2 need not be valid for this fault.
+            let ipa = el1::translate(far).unwrap_or(ipa);
             return Outcome::Exit(Exit::Fatal(FatalCause::GranuleProtection { ipa: ipa.get() }));
         }
         if !esr.is_stage2_fault() {

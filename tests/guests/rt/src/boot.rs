@@ -25,6 +25,8 @@ pub struct BootInfo {
     pub conduit: Conduit,
     /// Value of `ticks=N` in the command line: how many timer ticks the guest works for.
     pub ticks: Option<u64>,
+    /// Whether the command line says `stray`: the guest is to touch memory that is not its own.
+    pub stray: bool,
 }
 
 /// Reads the device tree at `address`.
@@ -66,10 +68,11 @@ pub unsafe fn parse(address: u64) -> Result<BootInfo, &'static str> {
         _ => return Err("no usable /psci method"),
     };
     let bootargs = tree.find_node("/chosen").and_then(|chosen| chosen.property("bootargs"));
-    let ticks = bootargs
-        .as_ref()
-        .and_then(|args| args.value_as::<&str>().ok())
-        .and_then(|args| args.split_whitespace().find_map(|arg| arg.strip_prefix("ticks=")))
+    let args = bootargs.as_ref().and_then(|args| args.value_as::<&str>().ok()).unwrap_or("");
+    let ticks = args
+        .split_whitespace()
+        .find_map(|arg| arg.strip_prefix("ticks="))
         .and_then(|ticks| ticks.parse().ok());
-    Ok(BootInfo { ram: base..top, cpus, conduit, ticks })
+    let stray = args.split_whitespace().any(|arg| arg == "stray");
+    Ok(BootInfo { ram: base..top, cpus, conduit, ticks, stray })
 }

@@ -77,6 +77,9 @@ fn run(info: &BootInfo) -> Result<(), &'static str> {
     gic::init_distributor();
     gic::init_cpu()?;
 
+    if info.stray {
+        stray()?;
+    }
     let ticks = info.ticks.unwrap_or(DEFAULT_TICKS);
     SECONDARY_TICKS.store((ticks / 2).max(1), Ordering::Release);
     let secondaries = 1..info.cpus.min(guest_rt::MAX_CPUS) as u64;
@@ -94,6 +97,19 @@ fn run(info: &BootInfo) -> Result<(), &'static str> {
         })?;
     }
     Ok(())
+}
+
+/// Touches the granule of a realm that the hypervisor maps here on purpose in the scenario
+/// `isolation`. Whoever comes back from this has seen what is not its own.
+fn stray() -> Result<(), &'static str> {
+    /// Where the hypervisor maps it (`vmm_services::layout::STRAY`).
+    const STRAY: u64 = 0x3000_0000;
+    println!("vm: straying to {STRAY:#x}");
+    let granule = mmu::device::<u64>(STRAY);
+    // SAFETY: the access is aligned and only reads; no object of this guest lies there. It is
+    // expected to end this VM.
+    let _ = unsafe { granule.read_volatile() };
+    Err("nobody stopped the access to a granule of a realm")
 }
 
 /// Polls `done`, at most ten seconds long.
