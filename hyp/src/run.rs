@@ -258,7 +258,7 @@ fn stop_vm(vm: &'static Vm, end: End) -> Flow {
 }
 
 /// The vCPU waits for an interrupt, its timer, or `deadline` (virtual count).
-fn block(vcpu: &mut Vcpu, slot: &VcpuSlot, deadline: Option<u64>) -> Flow {
+fn block(vcpu: &Vcpu, slot: &VcpuSlot, deadline: Option<u64>) -> Flow {
     let pending = vcpu
         .vm
         .services

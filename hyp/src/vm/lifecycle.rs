@@ -1,6 +1,6 @@
 //! How a VM ends, and what happens then: taken apart, built once more, or recorded.
 
-use super::vcpu::{self, Kind};
+use super::vcpu::{self, Kind, Vcpu};
 use super::{End, Phase, Reason, Space, Vm, build};
 use crate::run::{self, SCHEDULER, VmConsole};
 use arrayvec::ArrayVec;
@@ -100,21 +100,17 @@ fn reap(vm: &'static Vm) {
 }
 
 /// Gives everything back that `vm` holds: RECs, memory, devices. Also used for half-built VMs.
-pub fn take_apart(vm: &Vm) {
+pub fn take_apart(vm: &'static Vm) {
     if let Some(mut services) = vm.services.lock().take() {
-        if let Some(vm) = super::all().iter().find(|other| core::ptr::eq(*other, vm)) {
-            services.flush_console(&mut VmConsole(vm));
-        }
+        services.flush_console(&mut VmConsole(vm));
     }
     let mut recs = ArrayVec::<_, MAX_VCPUS>::new();
     for vcpu in vm.vcpus() {
         let Some(slot) = vm.entity(vcpu).and_then(vcpu::slot) else { continue };
         slot.set_on(false);
         slot.cancel_wake();
-        if let Some(vcpu) = slot.state.lock().take() {
-            if let Kind::Rec(rec) = vcpu.kind {
-                recs.push(rec.into_rec());
-            }
+        if let Some(Vcpu { kind: Kind::Rec(rec), .. }) = slot.state.lock().take() {
+            recs.push(rec.into_rec());
         }
         vm.set_entity(vcpu, None);
     }

@@ -48,6 +48,7 @@ struct Destination {
 }
 
 /// What a trap needs before it can go on.
+#[expect(clippy::large_enum_variant, reason = "made once per exit and taken apart at once")]
 pub enum Outcome {
     /// Ask the services.
     Exit(Exit),
@@ -208,12 +209,11 @@ impl NormalVcpu {
             (false, false) => FaultAccess::Read,
         };
         // Device models live below RAM, where nothing is ever mapped.
-        if ipa >= layout::RAM {
-            if let Space::Normal(memory) = &mut *vm.space.lock() {
-                if memory.resolve_fault(&vm.vmid, ipa, wanted) == FaultOutcome::Retry {
-                    return Outcome::Handled;
-                }
-            }
+        if ipa >= layout::RAM
+            && let Space::Normal(memory) = &mut *vm.space.lock()
+            && memory.resolve_fault(&vm.vmid, ipa, wanted) == FaultOutcome::Retry
+        {
+            return Outcome::Handled;
         }
         match access {
             Some(access) if !fetch && !esr.is_stage1_walk() => {

@@ -33,7 +33,7 @@ pub fn init(rme: bool) {
         if !rme {
             return Err(Reason::new(format_args!("this machine has no RME, so no realms")));
         }
-        let config = Config { pool_limit: POOL, ..Config::default() };
+        let config = Config { pool_limit: POOL };
         Rmm::negotiate(Smc, ledger(), config)
             .map_err(|error| Reason::new(format_args!("no RMM to work with: {error}")))
     });

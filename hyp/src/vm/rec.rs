@@ -44,7 +44,7 @@ enum Next {
     RipasReject,
 }
 
-/// What the last exit asks to be answered with a value: decides how [`Resume::Read`] is passed on.
+/// What REC_ENTER came back with.
 pub type RawExit = Result<RecExit, EnterError>;
 
 impl RecVcpu {
@@ -62,15 +62,13 @@ impl RecVcpu {
     }
 
     /// Gives the REC back, to be destroyed.
-    #[must_use]
     pub fn into_rec(self) -> Rec<'static, Smc> {
         self.rec
     }
 
     /// Enters the REC until its next exit.
     pub fn enter(&mut self) -> RawExit {
-        let mut gic = GicImage::default();
-        gic.hcr = u64::from(self.image.hcr.bits());
+        let mut gic = GicImage { hcr: self.image.hcr.bits(), ..GicImage::default() };
         for (to, from) in gic.lrs.iter_mut().zip(&self.image.lrs).take(self.image.used) {
             *to = from.bits();
         }
@@ -152,7 +150,7 @@ impl RecVcpu {
         Exit::Interrupt
     }
 
-    fn psci(&mut self, request: PsciRequest) -> Option<Exit> {
+    fn psci(&self, request: PsciRequest) -> Option<Exit> {
         Some(Exit::Psci(match request {
             PsciRequest::CpuSuspend => PsciNotice::CpuSuspend,
             PsciRequest::CpuOff => PsciNotice::CpuOff,
