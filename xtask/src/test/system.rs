@@ -43,6 +43,9 @@ pub(super) struct Case {
     /// Texts each of which must be in a line.
     #[serde(default)]
     see: Vec<String>,
+    /// Texts and in how many lines each must be.
+    #[serde(default)]
+    counts: BTreeMap<String, usize>,
     /// Texts none of which may be in a line.
     #[serde(default)]
     never: Vec<String>,
@@ -194,6 +197,12 @@ impl Case {
         faults.extend(unseen.map(|text| format!("not seen: {text}")));
         let unwanted = self.never.iter().filter(|text| seen(text));
         faults.extend(unwanted.map(|text| format!("seen: {text}")));
+        for (text, wanted) in &self.counts {
+            let found = transcript.lines.iter().filter(|line| line.contains(text)).count();
+            if found != *wanted {
+                faults.push(format!("in {found} lines, wanted {wanted}: {text}"));
+            }
+        }
         let changes = transcript.changes_between(&self.interleaved);
         if !self.interleaved.is_empty() && changes < INTERLEAVED {
             faults.push(format!("the guests took turns {changes} times only"));
