@@ -90,16 +90,14 @@ impl RecVcpu {
         if let Some(interface) = &mut self.interface {
             vgic_hw::store(&mut self.image);
             interface.save();
-            let exit = exit?;
-            self.timers = exit.timers;
-            return Ok(exit);
+        } else if exit.is_ok() {
+            for (to, from) in self.image.lrs.iter_mut().zip(&gic.lrs).take(self.image.used) {
+                *to = ListRegister::from_bits(*from);
+            }
+            self.image.eoi_count = LrImage::eoi_count_of(gic.hcr);
+            self.image.vmcr = gic.vmcr;
         }
         let exit = exit?;
-        for (to, from) in self.image.lrs.iter_mut().zip(&gic.lrs).take(self.image.used) {
-            *to = ListRegister::from_bits(*from);
-        }
-        self.image.eoi_count = LrImage::eoi_count_of(gic.hcr);
-        self.image.vmcr = gic.vmcr;
         self.timers = exit.timers;
         Ok(exit)
     }
