@@ -25,8 +25,10 @@ pub(crate) struct Images {
     pub(crate) hypervisor: PathBuf,
     /// Flash with EL3 firmware and the reference RMM.
     pub(crate) flash: PathBuf,
-    /// Flash with EL3 firmware and its own payload that knows no realms.
+    /// Flash with EL3 firmware and no RMM that works.
     pub(crate) flash_without_rmm: PathBuf,
+    /// Flash with EL3 firmware and its test payload, which speaks RMI 0.0.
+    pub(crate) flash_unknown_rmm: PathBuf,
 }
 
 /// Builds hypervisor, guests, reference RMM and flash images.
@@ -51,7 +53,8 @@ pub(crate) fn run(project: &Project) -> Result<Images> {
     let images = Images {
         hypervisor: image(project, HYPERVISOR.1),
         flash: firmware::flash(project, Rmm::Image(&rmm_image))?,
-        flash_without_rmm: firmware::flash(project, Rmm::TestPayload)?,
+        flash_without_rmm: firmware::flash(project, Rmm::Failing)?,
+        flash_unknown_rmm: firmware::flash(project, Rmm::TestPayload)?,
     };
     println!("build: done in {:.1} s", start.elapsed().as_secs_f32());
     Ok(images)

@@ -31,9 +31,21 @@ const FLASH_SIZE: usize = 64 << 20;
 pub(crate) enum Rmm<'a> {
     /// An RMM image.
     Image(&'a Path),
-    /// The firmware's own test payload, which delegates granules and knows no realms.
+    /// The firmware's own test payload, which delegates granules, knows no realms, and speaks a
+    /// version of RMI that nothing else does.
     TestPayload,
+    /// None that works: what is loaded tells EL3 that it could not start.
+    Failing,
 }
+
+/// An RMM that tells EL3 at once that it cannot work; EL3 then answers all RMI calls itself.
+const FAILING_RMM: [u32; 5] = [
+    0xd280_39e0, // movz x0, #0x01cf
+    0xf2b8_8000, // movk x0, #0xc400, lsl #16: RMM_BOOT_COMPLETE
+    0x9280_0001, // movn x1, #0: -1, unknown error
+    0xd400_0003, // smc #0
+    0x1400_0000, // b .
+];
 
 fn folder(project: &Project) -> PathBuf {
     project.setup_dir().join("firmware")
@@ -110,12 +122,22 @@ pub(crate) fn flash(project: &Project, rmm: Rmm<'_>) -> Result<PathBuf> {
     let built = built(project);
     let name = match rmm {
         Rmm::Image(_) => "flash.bin",
-        Rmm::TestPayload => "flash-no-rmm.bin",
+        Rmm::TestPayload => "flash-test-payload.bin",
+        Rmm::Failing => "flash-no-rmm.bin",
     };
     let path = project.images_dir().join(name);
     fs::create_dir_all(project.images_dir())?;
     let mut package = built.join("fip.bin");
-    if let Rmm::Image(image) = rmm {
+    let failing = project.images_dir().join("failing-rmm.bin");
+    let image = match rmm {
+        Rmm::Image(image) => Some(image),
+        Rmm::TestPayload => None,
+        Rmm::Failing => {
+            write_atomically(&failing, &FAILING_RMM.map(u32::to_le_bytes).concat())?;
+            Some(failing.as_path())
+        }
+    };
+    if let Some(image) = image {
         let with_rmm = project.images_dir().join("fip.bin");
         fs::copy(&package, &with_rmm).context("the firmware is not built: run ./x setup")?;
         let tool = folder(project).join("source/tools/fiptool/fiptool");

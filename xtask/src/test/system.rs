@@ -63,8 +63,10 @@ pub(super) struct Case {
 enum BootKind {
     /// EL3 firmware with the reference RMM.
     Rmm,
-    /// EL3 firmware without an RMM.
+    /// EL3 firmware whose RMM did not start.
     NoRmm,
+    /// EL3 firmware with an RMM that speaks RMI 0.0.
+    UnknownRmm,
     /// No firmware, and no RME.
     Direct,
 }
@@ -129,6 +131,7 @@ impl Case {
             boot: match self.boot {
                 BootKind::Rmm => Boot::Flash(images.flash.clone()),
                 BootKind::NoRmm => Boot::Flash(images.flash_without_rmm.clone()),
+                BootKind::UnknownRmm => Boot::Flash(images.flash_unknown_rmm.clone()),
                 BootKind::Direct => Boot::Direct,
             },
             timeout: Some(Duration::from_secs(self.timeout)),
