@@ -25,6 +25,7 @@ pub mod loader;
 pub mod machine;
 pub mod manifest;
 mod psci;
+pub mod switch;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod traits;
