@@ -1,4 +1,5 @@
-//! Measurements: the realm initial measurement and an extensible one.
+//! Measurements and the attestation token: the realm initial measurement, an extensible one, and a
+//! token that carries both.
 
 use core::fmt;
 
@@ -36,6 +37,7 @@ pub(crate) fn check(algorithm: u8) -> Result<(), &'static str> {
         return Err("RIM has the wrong length");
     }
     println!("realm: rim {}", Hex(digest));
+    check_token(digest)?;
 
     if rsi::extend_measurement(RIM, &[0; 32]) != Err(rsi::ERROR_INPUT)
         || rsi::measurement(AFTER_LAST_REM) != Err(rsi::ERROR_INPUT)
@@ -54,4 +56,32 @@ pub(crate) fn check(algorithm: u8) -> Result<(), &'static str> {
         _ => Sha512::new().chain_update(before).chain_update(event).finalize()[..] == after[..],
     };
     if extended { Ok(()) } else { Err("REM 1 is not the hash of its old value and the event") }
+}
+
+/// Gets an attestation token, which must carry the challenge and the RIM.
+///
+/// What is checked is that these bytes are in it, not the signature: that is a verifier's.
+fn check_token(rim: &[u8]) -> Result<(), &'static str> {
+    let mut challenge = [0; rsi::CHALLENGE];
+    for (index, byte) in challenge.iter_mut().enumerate() {
+        *byte = 0xa5 ^ index as u8;
+    }
+    let limit = match rsi::begin_token(&challenge) {
+        Ok(limit) => limit,
+        Err(rsi::ERROR_UNKNOWN) => {
+            println!("realm: no attestation token: the RMM has no key");
+            return Ok(());
+        }
+        Err(_) => return Err("ATTESTATION_TOKEN_INIT"),
+    };
+    let mut granule = rsi::TokenGranule([0; rsi::GRANULE]);
+    let length = rsi::finish_token(&mut granule).map_err(|_| "ATTESTATION_TOKEN_CONTINUE")?;
+    let token = granule.0.get(..length).filter(|_| length as u64 <= limit);
+    let token = token.ok_or("the attestation token is larger than announced")?;
+    let carries = |bytes: &[u8]| token.windows(bytes.len()).any(|window| window == bytes);
+    if !carries(&challenge) || !carries(rim) {
+        return Err("the attestation token lacks the challenge or the RIM");
+    }
+    println!("realm: attestation token of {length} bytes carries challenge and RIM");
+    Ok(())
 }

@@ -3,6 +3,8 @@
 const FID_VERSION: u32 = 0xc400_0190;
 const FID_MEASUREMENT_READ: u32 = 0xc400_0192;
 const FID_MEASUREMENT_EXTEND: u32 = 0xc400_0193;
+const FID_ATTESTATION_TOKEN_INIT: u32 = 0xc400_0194;
+const FID_ATTESTATION_TOKEN_CONTINUE: u32 = 0xc400_0195;
 const FID_REALM_CONFIG: u32 = 0xc400_0196;
 const FID_IPA_STATE_SET: u32 = 0xc400_0197;
 const FID_IPA_STATE_GET: u32 = 0xc400_0198;
@@ -19,6 +21,20 @@ pub(crate) struct Status(pub(crate) u64);
 
 /// The value of an argument was refused.
 pub(crate) const ERROR_INPUT: Status = Status(1);
+
+/// An operation needs another call to go on.
+const INCOMPLETE: Status = Status(3);
+/// The RMM cannot do it, for no fault of the realm.
+pub(crate) const ERROR_UNKNOWN: Status = Status(4);
+
+/// Size in bytes of a granule, and the alignment of what the RMM writes into.
+pub(crate) const GRANULE: usize = 4096;
+/// Size in bytes of the challenge in an attestation token.
+pub(crate) const CHALLENGE: usize = 64;
+
+/// Where the RMM writes an attestation token.
+#[repr(C, align(4096))]
+pub(crate) struct TokenGranule(pub(crate) [u8; GRANULE]);
 
 /// State of a private IPA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +122,34 @@ pub(crate) fn extend_measurement(index: u64, value: &[u8]) -> Result<(), Status>
         *arg = u64::from_le_bytes(word);
     }
     call(FID_MEASUREMENT_EXTEND, &args).map(|_| ())
+}
+
+/// Begins an attestation token over `challenge`; answers the most bytes that it can have.
+pub(crate) fn begin_token(challenge: &[u8; CHALLENGE]) -> Result<u64, Status> {
+    let mut args = [0; CHALLENGE / 8];
+    for (arg, word) in args.iter_mut().zip(challenge.as_chunks().0) {
+        *arg = u64::from_le_bytes(*word);
+    }
+    call(FID_ATTESTATION_TOKEN_INIT, &args).map(|results| results[1])
+}
+
+/// Goes on with the token until it is whole; answers how many bytes of `granule` it fills. A token
+/// that is larger than a granule is [`ERROR_INPUT`].
+pub(crate) fn finish_token(granule: &mut TokenGranule) -> Result<usize, Status> {
+    let address = granule.0.as_mut_ptr().expose_provenance() as u64;
+    let mut length = 0;
+    loop {
+        let room = (GRANULE - length) as u64;
+        // The RMM comes back early when an interrupt is pending, or when the granule is full.
+        let results = raw_call(FID_ATTESTATION_TOKEN_CONTINUE, &[address, length as u64, room]);
+        let written = results[1].min(room) as usize;
+        match Status(results[0]) {
+            Status(0) => return Ok(length + written),
+            INCOMPLETE if length + written < GRANULE => length += written,
+            INCOMPLETE => return Err(ERROR_INPUT),
+            status => return Err(status),
+        }
+    }
 }
 
 /// Changes `base..top` to `ripas`, in as many calls as the host takes for it.
