@@ -3,9 +3,9 @@
 //! Each stage says one numbered line on the console, so that a machine that falls silent says
 //! where it was.
 
-use crate::arch::{cpu, crc, layout, probe, psci, timer};
+use crate::arch::{cpu, crc, firmware, layout, mitigation, probe, psci, timer};
 use crate::machine::{self, Machine};
-use crate::{console, cores, irq, memory, panic, println, vm};
+use crate::{console, cores, entropy, irq, memory, panic, println, vm};
 use boards::BOARDS;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -50,6 +50,7 @@ pub(crate) extern "C" fn primary(x0: u64) -> ! {
 /// Where the other cores enter Rust, with the final tables.
 pub(crate) extern "C" fn secondary(_index: u64) -> ! {
     timer::init_core();
+    mitigation::init_core();
     match irq::init_core() {
         Ok(()) => {
             cores::join();
@@ -189,10 +190,15 @@ fn boot(x0: u64) -> Result<(), BootError> {
 
     // Without firmware to take it, the call itself would be an undefined instruction.
     match machine.psci.then(psci::version) {
-        Some(Ok(version)) => stage!("PSCI {}.{}", version.major, version.minor),
+        Some(Ok(version)) => {
+            stage!("PSCI {}.{}", version.major, version.minor);
+            firmware::init();
+        }
         Some(Err(error)) => stage!("PSCI does not answer: {error}"),
         None => stage!("no PSCI: one core only"),
     }
+    mitigation::init_core();
+    stage!("random numbers: {}", entropy::init());
     cores::start_all(&machine);
     stage!("{} of {} cores up", cores::online_count(), machine.cpus.len());
 

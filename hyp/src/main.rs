@@ -9,6 +9,7 @@ pub mod arch;
 pub mod boot;
 pub mod console;
 pub mod cores;
+pub mod entropy;
 pub mod irq;
 pub mod machine;
 pub mod memory;

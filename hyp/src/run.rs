@@ -5,6 +5,7 @@
 use crate::arch::layout::MAX_CORES;
 use crate::arch::percpu::core_index;
 use crate::arch::{cpu, timer, tlb, traps};
+use crate::entropy::MachineEntropy;
 use crate::irq::{self, Completion, Source};
 use crate::sync::Lock;
 use crate::vm::vcpu::{self, Kind, MAX_ENTITIES, Vcpu, VcpuSlot};
@@ -167,7 +168,8 @@ fn step(vcpu: &mut Vcpu, slot: &VcpuSlot) -> Flow {
         return if pick_anew { Flow::Leave(Stop::Preempted) } else { Flow::Again };
     }
     let mut console = VmConsole(vm);
-    let mut context = Context { memory: &VmView(vm), console: &mut console };
+    let mut context =
+        Context { memory: &VmView(vm), console: &mut console, entropy: &MachineEntropy };
     let response = services_of_vm.handle(id, &exit, &mut context);
     drop(services);
     let pick_anew = wake_set(vm, rerouted) | wake_set(vm, response.kick);

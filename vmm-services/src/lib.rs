@@ -4,7 +4,7 @@
 //! message-shaped: a vCPU that left its guest becomes an [`Exit`], [`VmServices::handle`] answers
 //! with a [`Response`], and neither holds a reference into the hypervisor. Guest memory is reached
 //! through [`GuestMemory`], interrupts are raised through [`VirtualIrq`], console output leaves
-//! through [`ConsoleSink`]. A vCPU of an ordinary VM and a REC of a realm look the same from here.
+//! through [`ConsoleSink`], random numbers come from [`Entropy`]. A vCPU of an ordinary VM and a REC of a realm look the same from here.
 //!
 //! Every value that comes from a guest or from a file is taken as hostile: it is checked before
 //! use, and no such value makes this crate panic.
@@ -25,15 +25,17 @@ pub mod loader;
 pub mod machine;
 pub mod manifest;
 mod psci;
+mod smccc;
 pub mod switch;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod traits;
+mod trng;
 mod uart;
 pub mod vgic;
 pub mod vm;
 
 pub use exit::{Exit, Resume};
 pub use ids::{MAX_VCPUS, VcpuId, VcpuSet};
-pub use traits::{ConsoleSink, GuestMemory, MemoryFault, VirtualIrq};
+pub use traits::{ConsoleSink, Entropy, EntropyError, GuestMemory, MemoryFault, VirtualIrq};
 pub use vm::{Response, VmServices};

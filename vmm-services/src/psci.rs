@@ -1,33 +1,28 @@
-//! PSCI 1.1 (Arm DEN 0022) and the SMC calling convention's own calls (Arm DEN 0028) for guests.
+//! PSCI 1.1 (Arm DEN 0022) for guests.
 
 use crate::exit::{CALL_REGISTERS, PsciNotice, PsciVerdict, Resume, StopReason};
 use crate::ids::{VcpuId, VcpuSet};
+use crate::smccc::{self, SUCCESS, result};
 use crate::traits::GuestMemory;
 use arm_psci::{AffinityInfo, EntryPoint, ErrorCode, Function, FunctionId, MigrateInfoType, Mpidr};
 use mm::Ipa;
 
-const SMCCC_VERSION: u32 = 0x8000_0000;
-const SMCCC_ARCH_FEATURES: u32 = 0x8000_0001;
-/// SMCCC 1.2: arguments and results beyond x7 and x3, none of which we use.
-const SMCCC_VERSION_1_2: u32 = 0x1_0002;
-const SMCCC_SUCCESS: i64 = 0;
-const SMCCC_NOT_SUPPORTED: i64 = -1;
 const PSCI_VERSION_1_1: u32 = 0x1_0001;
 
 /// Standard calls of PSCI: 0x8400_0000 to 0x8400_001f, and the same with 64-bit arguments.
 const PSCI_CALLS: u32 = 0x8400_0000;
 const PSCI_CALL_MASK: u32 = 0xbfff_ffe0;
 
+/// Whether `function` is one of PSCI's.
+pub(crate) fn is_call(function: u32) -> bool {
+    function & PSCI_CALL_MASK == PSCI_CALLS
+}
+
 /// Which vCPUs of a VM are on.
 #[derive(Clone, Debug)]
 pub(crate) struct PowerState {
     all: VcpuSet,
     on: VcpuSet,
-}
-
-/// A call's answer: new x0 and nothing else, or something for the run loop to do.
-fn result(value: i64) -> Resume {
-    Resume::Results([value.cast_unsigned(), 0, 0, 0])
 }
 
 fn error(code: ErrorCode) -> Resume {
@@ -48,28 +43,17 @@ impl PowerState {
         VcpuId::from_mpidr(mpidr).filter(|vcpu| self.all.contains(*vcpu))
     }
 
-    /// Answers `HVC #0` or `SMC #0` of an ordinary guest.
+    /// Answers a call for which [`is_call`] holds.
     pub(crate) fn call(
         &mut self,
         vcpu: VcpuId,
         args: &[u64; CALL_REGISTERS],
         memory: &dyn GuestMemory,
     ) -> Resume {
-        // The function identifier is W0.
-        let [function, argument, second, third, ..] = *args;
-        match function as u32 {
-            SMCCC_VERSION => result(i64::from(SMCCC_VERSION_1_2)),
-            SMCCC_ARCH_FEATURES => result(match argument as u32 {
-                SMCCC_VERSION | SMCCC_ARCH_FEATURES => SMCCC_SUCCESS,
-                _ => SMCCC_NOT_SUPPORTED,
-            }),
-            psci if psci & PSCI_CALL_MASK == PSCI_CALLS => {
-                match Function::try_from(&[u64::from(psci), argument, second, third]) {
-                    Ok(function) => self.psci(vcpu, &function, memory),
-                    Err(parse_error) => error(parse_error.into()),
-                }
-            }
-            _ => result(SMCCC_NOT_SUPPORTED),
+        let [function, first, second, third, ..] = *args;
+        match Function::try_from(&[u64::from(function as u32), first, second, third]) {
+            Ok(function) => self.psci(vcpu, &function, memory),
+            Err(parse_error) => error(parse_error.into()),
         }
     }
 
@@ -167,8 +151,8 @@ const EXTENDED_STATE_ID: i64 = 1 << 1;
 
 /// PSCI_FEATURES: nothing but CPU_SUSPEND has flags.
 fn features(function: u32) -> Resume {
-    if function == SMCCC_VERSION {
-        return result(SMCCC_SUCCESS);
+    if function == smccc::VERSION {
+        return result(SUCCESS);
     }
     match FunctionId::try_from(function) {
         Ok(FunctionId::CpuSuspend32 | FunctionId::CpuSuspend64) => result(EXTENDED_STATE_ID),
@@ -183,7 +167,7 @@ fn features(function: u32) -> Resume {
             | FunctionId::MigrateInfoType
             | FunctionId::SystemOff
             | FunctionId::SystemReset,
-        ) => result(SMCCC_SUCCESS),
+        ) => result(SUCCESS),
         _ => error(ErrorCode::NotSupported),
     }
 }

@@ -55,3 +55,35 @@ pub trait ConsoleSink {
     /// middle of it, has `complete == false`.
     fn line(&mut self, text: &[u8], complete: bool);
 }
+
+/// Why there are no random numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntropyError {
+    /// The machine has no source of them, now or later.
+    NoSource,
+    /// The source has run dry for the moment: ask again later.
+    Exhausted,
+}
+
+impl fmt::Display for EntropyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoSource => "the machine has no source of random numbers",
+            Self::Exhausted => "the source of random numbers has run dry for now",
+        })
+    }
+}
+
+impl core::error::Error for EntropyError {}
+
+/// The machine's random numbers: conditioned, and fit for keys.
+pub trait Entropy {
+    /// Whether the machine has a source at all; does not change while it runs.
+    fn has_source(&self) -> bool;
+
+    /// Fills `buf` with random bytes. Does not wait: callers keep requests to a few hundred bytes.
+    ///
+    /// # Errors
+    /// See [`EntropyError`]; `buf` is unspecified then, and must not be used.
+    fn fill(&self, buf: &mut [u8]) -> Result<(), EntropyError>;
+}

@@ -10,7 +10,8 @@ use crate::ids::{VcpuId, VcpuSet};
 use crate::layout;
 use crate::manifest::Placement;
 use crate::psci::PowerState;
-use crate::traits::{ConsoleSink, GuestMemory, VirtualIrq};
+use crate::smccc;
+use crate::traits::{ConsoleSink, Entropy, GuestMemory, VirtualIrq};
 use crate::uart::Pl011;
 use crate::vgic::{SgiGroup, Vgic, VgicConfig};
 use mm::{Ipa, PAGE_SIZE};
@@ -36,6 +37,8 @@ pub struct Context<'a> {
     pub memory: &'a dyn GuestMemory,
     /// The VM's console.
     pub console: &'a mut dyn ConsoleSink,
+    /// The machine's random numbers.
+    pub entropy: &'a dyn Entropy,
 }
 
 /// Answer to an [`Exit`].
@@ -129,7 +132,7 @@ impl VmServices {
         let mut response = match exit {
             Exit::Mmio(access) => self.mmio(access, context.console),
             Exit::Stage2Fault { .. } => Resume::InjectExternalAbort.into(),
-            Exit::Smccc(args) => self.call(vcpu, args, context.memory),
+            Exit::Smccc(args) => self.call(vcpu, args, context),
             Exit::HostCall { imm, args } => self.host_call(*imm, args, context).into(),
             Exit::Psci(notice) => self.power_notice(vcpu, *notice),
             Exit::Wait { kind, deadline } => self.wait(vcpu, *kind, *deadline).into(),
@@ -180,12 +183,12 @@ impl VmServices {
         &mut self,
         vcpu: VcpuId,
         args: &[u64; CALL_REGISTERS],
-        memory: &dyn GuestMemory,
+        context: &Context<'_>,
     ) -> Response {
         if self.is_realm() {
             return protocol("firmware call of a realm");
         }
-        let resume = self.power.call(vcpu, args, memory);
+        let resume = smccc::call(&mut self.power, vcpu, args, context);
         if let Resume::CpuOn { target, .. } = resume {
             self.vgic.power_on(target);
         }

@@ -4,6 +4,7 @@ use crate::arch::el1::{self, El1State, Injection, PSTATE_RESET, VirtualTimer};
 use crate::arch::esr::{self, Esr, SysRegAccess, class};
 use crate::arch::guest::{self, GuestContext, Trap};
 use crate::arch::id_regs;
+use crate::arch::mitigation;
 use crate::arch::sysreg::read_sysreg;
 use crate::arch::vgic_hw::{self, VirtualInterface};
 use crate::vm::{Space, Vm};
@@ -126,9 +127,9 @@ impl NormalVcpu {
             }
             class::HVC64 => {
                 self.completion.advance = 0;
-                Outcome::Exit(self.call(esr.iss() as u16))
+                self.call(esr.iss() as u16)
             }
-            class::SMC64 => Outcome::Exit(self.call(esr.iss() as u16)),
+            class::SMC64 => self.call(esr.iss() as u16),
             class::SYSREG => self.system_register(esr.iss()),
             class::DATA_ABORT | class::INSTRUCTION_ABORT => self.abort(esr, vm),
             class::FP | class::SVE => self.undefined(),
@@ -136,14 +137,19 @@ impl NormalVcpu {
         }
     }
 
-    fn call(&self, immediate: u16) -> Exit {
-        if immediate == 0 {
-            let mut registers = [0; CALL_REGISTERS];
-            registers.copy_from_slice(&self.context.x[..CALL_REGISTERS]);
-            Exit::Smccc(registers)
-        } else {
-            Exit::HostCall { imm: immediate, args: self.context.x }
+    fn call(&mut self, immediate: u16) -> Outcome {
+        if immediate != 0 {
+            return Outcome::Exit(Exit::HostCall { imm: immediate, args: self.context.x });
         }
+        // What concerns the core itself is done here and now, before the vCPU may move.
+        if let Some(result) = mitigation::call(self.context.x[0] as u32, self.context.x[1] as u32) {
+            self.context.set_reg(0, result.cast_unsigned());
+            self.context.pc = self.context.pc.wrapping_add(self.completion.advance);
+            return Outcome::Handled;
+        }
+        let mut registers = [0; CALL_REGISTERS];
+        registers.copy_from_slice(&self.context.x[..CALL_REGISTERS]);
+        Outcome::Exit(Exit::Smccc(registers))
     }
 
     fn undefined(&mut self) -> Outcome {

@@ -124,6 +124,7 @@ impl Vcpu {
     pub fn load(&mut self) {
         if let Kind::Normal(vcpu) = &mut self.kind {
             let vttbr = crate::run::vttbr(self.vm);
+            crate::arch::mitigation::isolate();
             crate::arch::tlb::load(vttbr);
             vcpu.load();
             if self.has_active_timer_interrupt() {

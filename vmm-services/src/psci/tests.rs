@@ -1,7 +1,9 @@
 use super::PowerState;
 use crate::exit::{CALL_REGISTERS, PsciNotice, PsciVerdict, Resume, StopReason};
 use crate::ids::VcpuId;
-use crate::testing::Ram;
+use crate::smccc;
+use crate::testing::{Counting, Lines, Ram};
+use crate::vm::Context;
 use mm::Ipa;
 use proptest::prelude::*;
 
@@ -31,7 +33,10 @@ impl Rig {
     fn call(&mut self, vcpu: usize, head: &[u64]) -> Resume {
         let mut args = [0; CALL_REGISTERS];
         args[..head.len()].copy_from_slice(head);
-        self.power.call(cpu(vcpu), &args, &self.memory)
+        let mut lines = Lines::default();
+        let entropy = Counting::default();
+        let context = Context { memory: &self.memory, console: &mut lines, entropy: &entropy };
+        smccc::call(&mut self.power, cpu(vcpu), &args, &context)
     }
 
     /// x0 of a call that returns at once.

@@ -6,7 +6,7 @@ use crate::exit::{
 use crate::host_call;
 use crate::ids::{VcpuId, VcpuSet};
 use crate::manifest::Placement;
-use crate::testing::{Lines, Ram};
+use crate::testing::{Counting, Lines, Ram};
 use crate::vgic::{LrImage, VgicConfig};
 use mm::Ipa;
 use proptest::prelude::*;
@@ -42,7 +42,11 @@ impl Rig {
     }
 
     fn handle(&mut self, vcpu: VcpuId, exit: &Exit) -> Response {
-        let mut context = Context { memory: &self.memory, console: &mut self.lines };
+        let mut context = Context {
+            memory: &self.memory,
+            console: &mut self.lines,
+            entropy: &Counting::default(),
+        };
         self.services.handle(vcpu, exit, &mut context)
     }
 
