@@ -12,7 +12,9 @@ use crate::vm::vcpu::{self, Kind, MAX_ENTITIES, Vcpu, VcpuSlot};
 use crate::vm::{End, Reason, Vm, lifecycle, selftest};
 use core::fmt;
 use core::sync::atomic::Ordering;
+use mm::Ipa;
 use mm::stage2::{VmidAllocator, VmidBits};
+use sched::lifecycle::Phase;
 use sched::{CoreId, CoreSet, EntityId, Next, Scheduler, Stop};
 use spin::Once;
 use vmm_services::vm::Context;
@@ -48,9 +50,7 @@ pub fn enter() -> ! {
         irq::poll(|_| Completion::Deactivate);
         lifecycle::work();
         selftest::work();
-        vcpu::wake_due(timer::now_ns(), |entity| {
-            wake(entity);
-        });
+        kick(vcpu::wake_due(timer::now_ns()));
         let pick = SCHEDULER.lock().pick(core, timer::now_ns());
         kick(pick.kicks);
         match pick.next {
@@ -85,8 +85,8 @@ pub fn kick(cores: CoreSet) -> bool {
 }
 
 /// Makes a vCPU runnable; `true` if this core has to pick anew.
-pub fn wake(entity: EntityId) -> bool {
-    let cores = SCHEDULER.lock().wake(entity, timer::now_ns());
+fn wake(vm: &Vm, vcpu: VcpuId) -> bool {
+    let cores = vm.life.wake(&mut SCHEDULER.lock(), vcpu.index(), timer::now_ns());
     kick(cores)
 }
 
@@ -94,9 +94,9 @@ pub fn wake(entity: EntityId) -> bool {
 fn wake_set(vm: &Vm, set: VcpuSet) -> bool {
     let mut pick_anew = false;
     for vcpu in set.iter() {
-        let Some(entity) = vm.entity(vcpu) else { continue };
-        if vcpu::slot(entity).is_some_and(VcpuSlot::is_on) {
-            pick_anew |= wake(entity);
+        let slot = vm.entity(vcpu).and_then(vcpu::slot);
+        if slot.is_some_and(|slot| slot.status.is_on()) {
+            pick_anew |= wake(vm, vcpu);
         }
     }
     pick_anew
@@ -123,12 +123,15 @@ fn run(entity: EntityId) -> Stop {
     let Some(slot) = vcpu::slot(entity) else { return Stop::Exited };
     let mut state = slot.state.lock();
     let Some(vcpu) = state.as_mut() else { return Stop::Exited };
-    slot.cancel_wake();
+    if !slot.status.is_on() {
+        return Stop::Blocked;
+    }
+    slot.status.cancel_wake();
     let start = timer::now_ticks();
     let guest_before = vcpu.vm.stats.guest_ticks.load(Ordering::Relaxed);
     vcpu.load();
     let stop = loop {
-        if vcpu.vm.phase() != crate::vm::Phase::Running {
+        if vcpu.vm.phase() != Phase::Running {
             break Stop::Exited;
         }
         if let Flow::Leave(stop) = step(vcpu, slot) {
@@ -206,22 +209,19 @@ fn answer(vcpu: &mut Vcpu, slot: &VcpuSlot, resume: &Resume) -> Flow {
         Resume::Suspend => block(vcpu, slot, None),
         Resume::Yield => Flow::Leave(Stop::Yield),
         Resume::CpuOn { target, entry, context } => {
-            let pick_anew = vcpu.start_sibling(target, entry, context).is_some_and(wake);
-            if pick_anew { Flow::Leave(Stop::Preempted) } else { Flow::Again }
+            vcpu.turn_on(target, entry, context);
+            if wake(vm, target) { Flow::Leave(Stop::Preempted) } else { Flow::Again }
         }
         Resume::CpuOff => {
-            slot.set_on(false);
+            slot.status.set_on(false);
             Flow::Leave(Stop::Blocked)
         }
         Resume::PsciComplete { target, verdict, starts } => {
             let Kind::Rec(rec) = &mut vcpu.kind else { return Flow::Again };
             match rec.complete_psci(vm, target, verdict) {
                 Ok(()) if starts => {
-                    let woken = vm.entity(target).filter(|entity| {
-                        vcpu::slot(*entity).inspect(|slot| slot.set_on(true)).is_some()
-                    });
-                    let pick_anew = woken.is_some_and(wake);
-                    if pick_anew { Flow::Leave(Stop::Preempted) } else { Flow::Again }
+                    vcpu.turn_on(target, Ipa::new(0), 0);
+                    if wake(vm, target) { Flow::Leave(Stop::Preempted) } else { Flow::Again }
                 }
                 Ok(()) => Flow::Again,
                 Err(error) => stop_vm(vm, End::Stopped(Reason::new(format_args!("{error}")))),
@@ -272,7 +272,7 @@ fn block(vcpu: &Vcpu, slot: &VcpuSlot, deadline: Option<u64>) -> Flow {
     if pending || wake_at.is_some_and(|at| at <= timer::now_ns()) {
         return Flow::Again;
     }
-    slot.plan_wake(wake_at);
+    slot.status.plan_wake(CoreId(core_index() as u8), wake_at);
     Flow::Leave(Stop::Blocked)
 }
 

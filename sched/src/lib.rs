@@ -30,19 +30,21 @@
 //! pending first and calls [`Scheduler::wake`] then. The vCPU's core looks for pending interrupts first,
 //! and calls [`Scheduler::stop`] with [`Stop::Blocked`] then. Either the core sees the interrupt, or `wake` comes
 //! after the look: before the stop, it is remembered and the stop leaves the entity runnable; after it, it
-//! wakes the blocked entity. `tests/wake_block.rs` checks all interleavings with a model checker.
+//! wakes the blocked entity. `tests/models` checks all interleavings with a model checker.
 #![no_std]
 #![forbid(unsafe_code)]
 
-#[cfg(test)]
+#[cfg(any(test, loom))]
 extern crate std;
 
 mod budget;
 mod entity;
+pub mod lifecycle;
 mod placement;
 mod queue;
 mod scheduler;
 mod set;
+mod sync;
 
 use core::fmt;
 

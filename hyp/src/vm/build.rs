@@ -5,7 +5,7 @@ use super::normal::NormalVcpu;
 use super::realm::RealmSpace;
 use super::rec::RecVcpu;
 use super::vcpu::{self, Kind, Vcpu};
-use super::{BUNDLE, End, Phase, Reason, Space, VMS, Vm, lifecycle};
+use super::{BUNDLE, Reason, Space, VMS, Vm, lifecycle};
 use crate::arch::sysreg::{read_sysreg, write_sysreg};
 use crate::arch::{timer, tlb, vgic_hw};
 use crate::run::{self, SCHEDULER};
@@ -122,16 +122,12 @@ pub fn build(vm: &'static Vm) -> Result<(), Reason> {
 
 /// Lets a VM that is built run.
 pub fn start(vm: &'static Vm) {
-    vm.phase.store(Phase::Running as u8, Ordering::Release);
-    let Some(entity) = vm.entity(VcpuId::BOOT) else {
-        lifecycle::stop(vm, End::Stopped(Reason::new(format_args!("it has no boot vCPU"))));
-        return;
-    };
     log::info!("vm {}: running", vm.name());
-    if let Some(slot) = vcpu::slot(entity) {
-        slot.set_on(true);
+    if let Some(slot) = vm.entity(VcpuId::BOOT).and_then(vcpu::slot) {
+        slot.status.set_on(true);
     }
-    run::wake(entity);
+    let kicks = vm.life.start(&mut SCHEDULER.lock(), VcpuId::BOOT.index(), timer::now_ns());
+    run::kick(kicks);
 }
 
 fn build_normal(
@@ -239,7 +235,7 @@ fn add_vcpu(vm: &'static Vm, spec: &VmSpec<'_>, id: VcpuId, kind: Kind) -> Resul
         .lock()
         .add(params, timer::now_ns())
         .map_err(|error| Reason::new(format_args!("{id}: {error}")))?;
-    vm.set_entity(id, Some(entity));
+    vm.life.enrol(id.index(), entity);
     let slot = vcpu::slot(entity)
         .ok_or_else(|| Reason::new(format_args!("{id}: no place for another vCPU")))?;
     *slot.state.lock() = Some(Vcpu { vm, id, kind });

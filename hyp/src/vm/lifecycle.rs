@@ -1,17 +1,15 @@
 //! How a VM ends, and what happens then: taken apart, built once more, or recorded.
 
 use super::vcpu::{self, Kind, Vcpu};
-use super::{End, Phase, Reason, Space, Vm, build};
+use super::{End, Reason, Space, Vm, build};
 use crate::run::{self, SCHEDULER, VmConsole};
 use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicU32, Ordering};
 use mm::Ipa;
-use sched::State;
+use sched::lifecycle::Phase;
 use vmm_services::MAX_VCPUS;
 use vmm_services::exit::{FatalCause, StopReason};
 
-/// VMs that are stopping and wait for a core to take them apart.
-static STOPPING: AtomicU32 = AtomicU32::new(0);
 /// VMs of the bundle that have not ended.
 static ALIVE: AtomicU32 = AtomicU32::new(0);
 
@@ -23,58 +21,29 @@ pub fn expect(count: usize) {
 /// Stops `vm`: no vCPU enters the guest again, and a core takes it apart when all have left.
 /// The first reason given is the one that counts.
 pub fn stop(vm: &'static Vm, end: End) {
-    vm.end.lock().get_or_insert(end);
-    STOPPING.fetch_add(1, Ordering::AcqRel);
-    if !vm.advance(Phase::Running, Phase::Stopping) {
-        STOPPING.fetch_sub(1, Ordering::AcqRel);
-        return;
-    }
-    for vcpu in vm.vcpus() {
-        if let Some(entity) = vm.entity(vcpu) {
-            let kicks = SCHEDULER.lock().pause(entity);
-            run::kick(kicks);
-        }
-    }
+    let mut recorded = vm.end.lock();
+    let Some(kicks) = vm.life.stop(&mut SCHEDULER.lock()) else { return };
+    *recorded = Some(end);
+    drop(recorded);
+    run::kick(kicks);
 }
 
 /// Records that `vm` could not be built.
 pub fn refuse(vm: &'static Vm, reason: Reason) {
     log::error!("vm {}: refused: {reason}", vm.name());
     *vm.end.lock() = Some(End::Refused(reason));
-    vm.phase.store(Phase::Ended as u8, Ordering::Release);
+    vm.life.end();
     retire();
 }
 
 /// Takes apart VMs whose vCPUs have all left the cores. Every core calls this between vCPUs.
 pub fn work() {
-    if STOPPING.load(Ordering::Acquire) == 0 {
-        return;
-    }
     for vm in super::all() {
-        if vm.phase() == Phase::Stopping && claim(vm) {
-            STOPPING.fetch_sub(1, Ordering::AcqRel);
+        // The lock is taken only for a VM that is stopping.
+        if vm.phase() == Phase::Stopping && vm.life.claim(&SCHEDULER.lock()) {
             reap(vm);
         }
     }
-}
-
-/// Takes `vm` out of the scheduler if none of its vCPUs runs; `true` for the one core that did.
-fn claim(vm: &Vm) -> bool {
-    let mut scheduler = SCHEDULER.lock();
-    let runs = vm
-        .vcpus()
-        .filter_map(|vcpu| vm.entity(vcpu))
-        .any(|entity| matches!(scheduler.state(entity), Some(State::Running(_))));
-    if runs || !vm.advance(Phase::Stopping, Phase::Reaping) {
-        return false;
-    }
-    for vcpu in vm.vcpus() {
-        if let Some(entity) = vm.entity(vcpu) {
-            // Not running, as was just seen under the same lock.
-            let _ = scheduler.remove(entity);
-        }
-    }
-    true
 }
 
 /// Takes `vm` apart, checks that its granules are back, and builds it again if it is to repeat.
@@ -88,7 +57,7 @@ fn reap(vm: &'static Vm) {
         && vm.rounds.load(Ordering::Relaxed) < vm.spec().map_or(1, |spec| spec.repeat);
     if !again {
         log::info!("vm {}: destroyed", vm.name());
-        vm.phase.store(Phase::Ended as u8, Ordering::Release);
+        vm.life.end();
         retire();
         return;
     }
@@ -107,12 +76,10 @@ pub fn take_apart(vm: &'static Vm) {
     let mut recs = ArrayVec::<_, MAX_VCPUS>::new();
     for vcpu in vm.vcpus() {
         let Some(slot) = vm.entity(vcpu).and_then(vcpu::slot) else { continue };
-        slot.set_on(false);
-        slot.cancel_wake();
-        if let Some(Vcpu { kind: Kind::Rec(rec), .. }) = slot.state.lock().take() {
+        if let Some(Vcpu { kind: Kind::Rec(rec), .. }) = slot.empty() {
             recs.push(rec.into_rec());
         }
-        vm.set_entity(vcpu, None);
+        vm.life.dismiss(&mut SCHEDULER.lock(), vcpu.index());
     }
     let space = core::mem::replace(&mut *vm.space.lock(), Space::None);
     match space {

@@ -18,10 +18,11 @@ pub mod vcpu;
 use crate::sync::Lock;
 use arrayvec::ArrayString;
 use core::fmt;
-use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering};
+use core::sync::atomic::AtomicU32;
 use mm::ledger::Owner;
 use mm::stage2::VmidSlot;
 use sched::EntityId;
+use sched::lifecycle::{Lifecycle, Phase};
 use spin::Once;
 use stats::Stats;
 use vmm_services::manifest::{Bundle, VmSpec};
@@ -43,26 +44,6 @@ static VMS: [Vm; MAX_VMS] = {
     }
     vms
 };
-
-/// What a VM is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Phase {
-    /// The bundle does not use this slot, or the VM is not built yet.
-    Idle,
-    /// Its vCPUs may run.
-    Running,
-    /// Its vCPUs must not enter the guest again; those inside are leaving.
-    Stopping,
-    /// One core takes it apart.
-    Reaping,
-    /// It is gone, and what is left is its record.
-    Ended,
-}
-
-impl Phase {
-    const ALL: [Self; 5] = [Self::Idle, Self::Running, Self::Stopping, Self::Reaping, Self::Ended];
-}
 
 /// How a VM ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,7 +115,8 @@ pub enum Space {
 pub struct Vm {
     index: u8,
     spec: Once<VmSpec<'static>>,
-    phase: AtomicU8,
+    /// Its phase, and the scheduler's entities of its vCPUs.
+    pub life: Lifecycle<MAX_VCPUS>,
     end: Lock<Option<End>>,
     /// Device models, interrupt controller, power state.
     pub services: Lock<Option<VmServices>>,
@@ -142,8 +124,6 @@ pub struct Vm {
     pub space: Lock<Space>,
     /// VMID of a normal VM.
     pub vmid: VmidSlot,
-    /// Scheduler entity of each vCPU, plus one; 0 for none.
-    entities: [AtomicU16; MAX_VCPUS],
     /// What it cost so far.
     pub stats: Stats,
     /// How often it was built.
@@ -155,12 +135,11 @@ impl Vm {
         Self {
             index,
             spec: Once::new(),
-            phase: AtomicU8::new(Phase::Idle as u8),
+            life: Lifecycle::new(),
             end: Lock::new(None),
             services: Lock::new(None),
             space: Lock::new(Space::None),
             vmid: VmidSlot::new(),
-            entities: [const { AtomicU16::new(0) }; MAX_VCPUS],
             stats: Stats::new(),
             rounds: AtomicU32::new(0),
         }
@@ -187,28 +166,13 @@ impl Vm {
     /// What it is doing.
     #[must_use]
     pub fn phase(&self) -> Phase {
-        let phase = usize::from(self.phase.load(Ordering::Acquire));
-        Phase::ALL.get(phase).copied().unwrap_or(Phase::Ended)
-    }
-
-    /// Goes from one phase to another; `false` if it was not in the first.
-    fn advance(&self, from: Phase, to: Phase) -> bool {
-        self.phase
-            .compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
+        self.life.phase()
     }
 
     /// Scheduler entity of a vCPU.
     #[must_use]
     pub fn entity(&self, vcpu: VcpuId) -> Option<EntityId> {
-        let stored = self.entities.get(vcpu.index())?.load(Ordering::Acquire);
-        stored.checked_sub(1).map(EntityId)
-    }
-
-    fn set_entity(&self, vcpu: VcpuId, entity: Option<EntityId>) {
-        if let Some(slot) = self.entities.get(vcpu.index()) {
-            slot.store(entity.map_or(0, |entity| entity.0 + 1), Ordering::Release);
-        }
+        self.life.entity(vcpu.index())
     }
 
     /// Its vCPUs.

@@ -1,12 +1,13 @@
 //! The self test of the scenario `isolation`: proof on the running machine that a realm's granules
 //! are out of reach, even for the hypervisor and even if it is wrong.
 
-use super::{Phase, Vm, summary};
+use super::{Vm, summary};
 use crate::arch::probe::{self, ProbeError};
 use crate::println;
 use core::sync::atomic::{AtomicBool, Ordering};
 use mm::PhysAddr;
 use mm::ledger::{GranuleState, RmmUse};
+use sched::lifecycle::Phase;
 use vmm_services::manifest::SelfTest;
 
 /// Kinds of granule that the test touches.

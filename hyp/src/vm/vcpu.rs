@@ -4,20 +4,21 @@ use super::normal::{NormalVcpu, Outcome};
 use super::rec::RecVcpu;
 use super::{Vm, stats::Cause};
 use crate::arch::guest::Trap;
+use crate::arch::percpu::core_index;
 use crate::arch::timer;
 use crate::irq;
+use crate::run::SCHEDULER;
 use crate::sync::Lock;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::Ordering;
 use mm::Ipa;
-use sched::EntityId;
+use sched::lifecycle::VcpuStatus;
+use sched::{CoreId, CoreSet, EntityId};
 use vmm_services::exit::{Exit, FatalCause, Resume};
 use vmm_services::vgic::{LrImage, Vgic};
 use vmm_services::{VcpuId, layout};
 
 /// Most vCPUs of all VMs together.
 pub const MAX_ENTITIES: usize = 32;
-/// No wake-up is planned.
-const NEVER: u64 = u64::MAX;
 
 static SLOTS: [VcpuSlot; MAX_ENTITIES] = [const { VcpuSlot::new() }; MAX_ENTITIES];
 
@@ -25,44 +26,21 @@ static SLOTS: [VcpuSlot; MAX_ENTITIES] = [const { VcpuSlot::new() }; MAX_ENTITIE
 pub struct VcpuSlot {
     /// The vCPU; locked by the core that runs it for as long as it does.
     pub state: Lock<Option<Vcpu>>,
-    /// Whether its VM has it turned on: an interrupt for a vCPU that is off must not run it.
-    on: AtomicBool,
-    /// When to wake it if nothing else does (nanoseconds).
-    wake_at: AtomicU64,
-    /// Core that watches `wake_at`.
-    watcher: AtomicUsize,
+    /// What others need to know of it meanwhile.
+    pub status: VcpuStatus,
 }
 
 impl VcpuSlot {
     const fn new() -> Self {
-        Self {
-            state: Lock::new(None),
-            on: AtomicBool::new(false),
-            wake_at: AtomicU64::new(NEVER),
-            watcher: AtomicUsize::new(0),
-        }
+        Self { state: Lock::new(None), status: VcpuStatus::new() }
     }
 
-    /// Whether its VM has it turned on.
-    #[must_use]
-    pub fn is_on(&self) -> bool {
-        self.on.load(Ordering::Acquire)
-    }
-
-    /// Turns it on or off.
-    pub fn set_on(&self, on: bool) {
-        self.on.store(on, Ordering::Release);
-    }
-
-    /// Plans a wake-up at `deadline` (nanoseconds), watched by this core.
-    pub fn plan_wake(&self, deadline: Option<u64>) {
-        self.watcher.store(crate::arch::percpu::core_index(), Ordering::Relaxed);
-        self.wake_at.store(deadline.unwrap_or(NEVER), Ordering::Release);
-    }
-
-    /// Takes the planned wake-up back.
-    pub fn cancel_wake(&self) {
-        self.wake_at.store(NEVER, Ordering::Release);
+    /// Takes the vCPU out, for good.
+    pub fn empty(&self) -> Option<Vcpu> {
+        let mut state = self.state.lock();
+        self.status.set_on(false);
+        self.status.cancel_wake();
+        state.take()
     }
 }
 
@@ -75,26 +53,29 @@ pub fn slot(entity: EntityId) -> Option<&'static VcpuSlot> {
 /// The next wake-up that this core has to see to, in nanoseconds.
 #[must_use]
 pub fn next_wake() -> Option<u64> {
-    watched().map(|(_, at)| at).min()
+    let core = this_core();
+    SLOTS.iter().filter_map(|slot| slot.status.wake_at(core)).min()
 }
 
-/// Calls `wake` for each vCPU whose wake-up time has come.
-pub fn wake_due(now: u64, mut wake: impl FnMut(EntityId)) {
-    for (index, at) in watched() {
-        let Some(slot) = SLOTS.get(index).filter(|_| at <= now) else { continue };
-        // Another core may have run it meanwhile and planned anew.
-        if slot.wake_at.compare_exchange(at, NEVER, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-            wake(EntityId(index as u16));
+/// Wakes the vCPUs whose wake-up time has come, as far as this core watches them. Returns the cores
+/// to kick.
+pub fn wake_due(now: u64) -> CoreSet {
+    let core = this_core();
+    let mut kicks = CoreSet::EMPTY;
+    for (index, slot) in SLOTS.iter().enumerate() {
+        if slot.status.wake_at(core).is_none_or(|at| at > now) {
+            continue;
+        }
+        let mut scheduler = SCHEDULER.lock();
+        if slot.status.take_due(core, now) {
+            kicks = kicks.union(scheduler.wake(EntityId(index as u16), now));
         }
     }
+    kicks
 }
 
-fn watched() -> impl Iterator<Item = (usize, u64)> {
-    let core = crate::arch::percpu::core_index();
-    SLOTS.iter().enumerate().filter_map(move |(index, slot)| {
-        let at = slot.wake_at.load(Ordering::Acquire);
-        (at != NEVER && slot.watcher.load(Ordering::Relaxed) == core).then_some((index, at))
-    })
+fn this_core() -> CoreId {
+    CoreId(core_index() as u8)
 }
 
 /// One vCPU.
@@ -216,18 +197,19 @@ impl Vcpu {
         }
     }
 
-    /// Turns the vCPU `target` of the same VM on. Only for normal VMs: the RMM starts RECs itself.
-    pub fn start_sibling(&self, target: VcpuId, entry: Ipa, context: u64) -> Option<EntityId> {
-        let Kind::Normal(vcpu) = &self.kind else { return None };
-        let entity = self.vm.entity(target)?;
-        let slot = slot(entity)?;
-        let fresh = NormalVcpu::new(target.mpidr(), vcpu.counter_offset(), entry.get(), context);
+    /// Turns the vCPU `target` of the same VM on; it is to be woken then. The RMM keeps the registers
+    /// with which a REC begins, `entry` and `context` are those of a normal VM's vCPU.
+    pub fn turn_on(&self, target: VcpuId, entry: Ipa, context: u64) {
+        let Some(slot) = self.vm.entity(target).and_then(slot) else { return };
         // The target is off: at most it is just leaving its core, which does not wait for us.
         let mut state = slot.state.lock();
-        state.as_mut()?.kind = Kind::Normal(fresh);
-        drop(state);
-        slot.set_on(true);
-        Some(entity)
+        let Some(sibling) = state.as_mut() else { return };
+        if let (Kind::Normal(this), Kind::Normal(_)) = (&self.kind, &sibling.kind) {
+            let offset = this.counter_offset();
+            sibling.kind =
+                Kind::Normal(NormalVcpu::new(target.mpidr(), offset, entry.get(), context));
+        }
+        slot.status.set_on(true);
     }
 }
 

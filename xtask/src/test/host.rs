@@ -13,6 +13,7 @@ use crate::toolchain::{Toolchain, host_has};
 
 pub(super) fn run(project: &Project, tally: &mut Tally) -> Result<()> {
     cargo_test(project, tally)?;
+    models(project, tally)?;
     format(project, tally)?;
     lint_host(project, tally)?;
     lint_target(project, tally)
@@ -20,12 +21,37 @@ pub(super) fn run(project: &Project, tally: &mut Tally) -> Result<()> {
 
 /// Runs the tests of the workspace's default members and counts each one.
 fn cargo_test(project: &Project, tally: &mut Tally) -> Result<()> {
-    let start = Instant::now();
-    let log = project.logs_dir().join("test-host.log");
-    // One stream, so that the name of a test binary comes before its result.
+    count_tests(project, tally, "host tests", &mut cargo_test_command(&[]))
+}
+
+/// Runs the models of `tests/models`. They need the crates that they look into built for the model checker,
+/// and optimised: hence a target folder of their own.
+fn models(project: &Project, tally: &mut Tally) -> Result<()> {
+    let mut command = cargo_test_command(&["--release", "--package", "models"]);
+    command.arg("--target-dir").arg(project.target.join("loom")).env("RUSTFLAGS", "--cfg loom");
+    count_tests(project, tally, "models", &mut command)
+}
+
+/// `cargo test` with its two streams as one, so that the name of a test binary comes before its result.
+fn cargo_test_command(args: &[&str]) -> Command {
     let mut command = Command::new("sh");
-    command.args(["-c", "exec \"$0\" test --no-fail-fast 2>&1"]).arg(host_cargo());
-    println!("  host tests ...");
+    command
+        .args(["-c", "exec \"$0\" test --no-fail-fast \"$@\" 2>&1"])
+        .arg(host_cargo())
+        .args(args);
+    command
+}
+
+/// Runs a `cargo test` and counts each test.
+fn count_tests(
+    project: &Project,
+    tally: &mut Tally,
+    what: &str,
+    command: &mut Command,
+) -> Result<()> {
+    let start = Instant::now();
+    let log = project.logs_dir().join(format!("test-{}.log", what.replace(' ', "-")));
+    println!("  {what} ...");
     let status = logged(command.current_dir(&project.root), &log)?;
     let text = fs::read_to_string(&log)?;
     let report = Report::read(&text);
@@ -38,9 +64,9 @@ fn cargo_test(project: &Project, tally: &mut Tally) -> Result<()> {
     }
     tally.passed += report.passed();
     tally.failed += report.failed();
-    println!("  host tests: done in {:.1} s", start.elapsed().as_secs_f32());
+    println!("  {what}: done in {:.1} s", start.elapsed().as_secs_f32());
     if !status.success() && report.failed() == 0 {
-        tally.note("host tests: build", start, &tail(&log));
+        tally.note(&format!("{what}: build"), start, &tail(&log));
     }
     Ok(())
 }

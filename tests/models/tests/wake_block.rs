@@ -4,6 +4,8 @@
 //! before it takes the lock to wake, and the vCPU's core looks for it before it takes the lock to
 //! block. The model runs the real [`Scheduler`] in exactly that protocol.
 
+#![cfg(loom)]
+
 use loom::sync::atomic::{AtomicU32, Ordering};
 use loom::sync::{Arc, Mutex};
 use loom::thread;
