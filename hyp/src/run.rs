@@ -4,10 +4,12 @@
 
 use crate::arch::layout::MAX_CORES;
 use crate::arch::percpu::core_index;
+use crate::arch::smc::rmi_calls;
 use crate::arch::{cpu, timer, tlb, traps};
 use crate::entropy::MachineEntropy;
 use crate::irq::{self, Completion, Source};
 use crate::sync::Lock;
+use crate::vm::stats::Life;
 use crate::vm::vcpu::{self, Kind, MAX_ENTITIES, Vcpu, VcpuSlot};
 use crate::vm::{End, Reason, Vm, lifecycle, selftest};
 use core::fmt;
@@ -127,7 +129,7 @@ fn run(entity: EntityId) -> Stop {
         return Stop::Blocked;
     }
     slot.status.cancel_wake();
-    let start = timer::now_ticks();
+    let (start, calls) = (timer::now_ticks(), rmi_calls());
     let guest_before = vcpu.vm.stats.guest_ticks.load(Ordering::Relaxed);
     vcpu.load();
     let stop = loop {
@@ -141,6 +143,7 @@ fn run(entity: EntityId) -> Stop {
     vcpu.unload();
     let total = timer::now_ticks().wrapping_sub(start);
     let stats = &vcpu.vm.stats;
+    stats.count_rmi_calls(Life::Run, calls);
     // Exact for a VM with one vCPU; vCPUs on other cores may have added guest time meanwhile.
     let guest = stats.guest_ticks.load(Ordering::Relaxed).wrapping_sub(guest_before);
     stats.host_ticks.fetch_add(total.saturating_sub(guest), Ordering::Relaxed);

@@ -23,6 +23,10 @@ const RMM: (&str, &str) = ("rmm-el2", "rmm-el2");
 pub(crate) struct Images {
     /// The hypervisor as an arm64 `Image`.
     pub(crate) hypervisor: PathBuf,
+    /// The hypervisor as the linker made it.
+    pub(crate) hypervisor_elf: PathBuf,
+    /// Bytes of memory that the hypervisor occupies, `.bss` and stacks included.
+    pub(crate) hypervisor_memory: u64,
     /// Flash with EL3 firmware and the reference RMM.
     pub(crate) flash: PathBuf,
     /// Flash with EL3 firmware and no RMM that works.
@@ -43,15 +47,22 @@ pub(crate) fn run(project: &Project) -> Result<Images> {
     let names: Vec<&str> = guests.iter().map(|p| p.name.as_str()).collect();
     let folder = cargo(project, &names)?;
     bins.extend(guests.iter().flat_map(|p| p.bins()).map(|bin| (bin, folder.clone())));
+    let mut hypervisor = (PathBuf::new(), 0);
     for (bin, folder) in bins {
-        let flat = flatten_file(&folder.join(bin))?;
+        let elf = folder.join(bin);
+        let flat = flatten_file(&elf)?;
         write_atomically(&image(project, bin), &flat.bytes)?;
         println!("  {bin}: {flat}");
         check_kind(bin, &flat)?;
+        if bin == HYPERVISOR.1 {
+            hypervisor = (elf, flat.memory);
+        }
     }
     let rmm_image = image(project, RMM.1);
     let images = Images {
         hypervisor: image(project, HYPERVISOR.1),
+        hypervisor_elf: hypervisor.0,
+        hypervisor_memory: hypervisor.1,
         flash: firmware::flash(project, Rmm::Image(&rmm_image))?,
         flash_without_rmm: firmware::flash(project, Rmm::Failing)?,
         flash_unknown_rmm: firmware::flash(project, Rmm::TestPayload)?,

@@ -3,6 +3,7 @@
 //! Exit codes: 0 for success, 1 for a failure, 2 when something must be installed first or the
 //! command line is wrong.
 
+mod bench;
 mod build;
 mod bundle;
 mod console;
@@ -61,6 +62,14 @@ enum Command {
     Test {
         /// Names of tests in `tests/system/`
         names: Vec<String>,
+    },
+    /// Count the instructions that the hypervisor costs; exit code 0 only if all counts repeat
+    Bench {
+        /// Cases: vm, vcpus, vcpus-one-core, realm, linux, mixed; all unless given
+        cases: Vec<String>,
+        /// Say which functions of the hypervisor the instructions belong to
+        #[arg(long)]
+        profile: bool,
     },
     /// Print the initial measurement of realms, computed from the files alone
     Rim {
@@ -139,6 +148,7 @@ fn dispatch(command: Command) -> Result<bool> {
         }
         Command::Run(args) => run(&project, &args),
         Command::Test { names } => test::run(&project, &names),
+        Command::Bench { cases, profile } => bench::run(&project, &cases, profile),
         Command::Rim { scenario, vm, rmi_2 } => {
             let file = Scenario::find(&project, &scenario);
             let scenario = Scenario::load(&project, &file, Overrides::default())?;
@@ -170,6 +180,7 @@ fn run(project: &Project, args: &RunArgs) -> Result<bool> {
         log: log.unwrap_or_else(|| project.logs_dir().join(format!("run-{}.log", scenario.name))),
         live: true,
         gdb: args.gdb,
+        counting: None,
     };
     println!(
         "run: scenario {}, {} CPUs, {}",

@@ -48,6 +48,39 @@ pub(crate) struct Machine<'a> {
     pub(crate) bundle: &'a Path,
     /// Wait for a debugger before the first instruction.
     pub(crate) gdb: bool,
+    /// Count instructions.
+    pub(crate) counting: Option<&'a Counting>,
+}
+
+/// Counts of instructions by a plugin; see `tests/count`. The machine is then deterministic: one
+/// instruction takes one nanosecond of its time, and nothing depends on the time of the day.
+#[derive(Debug)]
+pub(crate) struct Counting {
+    pub(crate) plugin: PathBuf,
+    /// Where the plugin writes its counts.
+    pub(crate) result: PathBuf,
+    /// Physical base and bytes of the hypervisor.
+    pub(crate) hypervisor: (u64, u64),
+    /// Physical base and bytes of the RMM.
+    pub(crate) rmm: Option<(u64, u64)>,
+}
+
+impl Counting {
+    fn arguments(&self, memory: Size) -> Vec<String> {
+        let range = |(base, size): (u64, u64)| format!("{base:#x}:{size:#x}");
+        let mut plugin = format!(
+            "file={},out={},ram={},hypervisor={}",
+            escaped(&self.plugin),
+            escaped(&self.result),
+            range((RAM_BASE, memory.0)),
+            range(self.hypervisor),
+        );
+        if let Some(rmm) = self.rmm {
+            plugin += &format!(",rmm={}", range(rmm));
+        }
+        let fixed = "-icount shift=0,sleep=off -seed 1 -rtc base=2026-01-01T00:00:00,clock=vm";
+        fixed.split(' ').map(str::to_owned).chain(["-plugin".to_owned(), plugin]).collect()
+    }
 }
 
 /// How a run ended.
@@ -89,6 +122,10 @@ impl Machine<'_> {
         let mut command = tied_to_this_process("qemu-system-aarch64");
         command.args(["-display", "none", "-monitor", "none", "-serial", "stdio"]);
         command.args(["-nodefaults", "-no-reboot", "-cpu"]);
+        let machine = |options: &str| match self.counting {
+            Some(_) => format!("{options},dtb-randomness=off"),
+            None => options.to_owned(),
+        };
         match self.boot {
             Boot::Flash(flash) => {
                 let bundle_base = bundle_base().context("the board names no place for a bundle")?;
@@ -100,19 +137,23 @@ impl Machine<'_> {
                     self.memory,
                 );
                 command.args(["max,x-rme=on", "-M"]);
-                command.arg("virt,virtualization=on,secure=on,gic-version=3,acpi=off");
+                command.arg(machine("virt,virtualization=on,secure=on,gic-version=3,acpi=off"));
                 command.arg("-bios").arg(flash);
                 command.arg("-device").arg(loader(self.hypervisor, HYPERVISOR_BASE));
                 command.arg("-device").arg(loader(self.bundle, bundle_base));
             }
             Boot::Direct => {
-                command.args(["max", "-M", "virt,virtualization=on,gic-version=3,acpi=off"]);
+                command.args(["max", "-M"]);
+                command.arg(machine("virt,virtualization=on,gic-version=3,acpi=off"));
                 command.arg("-kernel").arg(self.hypervisor);
                 command.arg("-initrd").arg(self.bundle);
             }
         }
         command.args(["-smp", &self.cpus.to_string()]);
         command.args(["-m", &format!("{}M", self.memory.0 >> 20)]);
+        if let Some(counting) = self.counting {
+            command.args(counting.arguments(self.memory));
+        }
         if self.gdb {
             command.args(["-S", "-gdb", "tcp:127.0.0.1:1234"]);
         }
@@ -233,9 +274,12 @@ fn tied_to_this_process(program: &str) -> Command {
 }
 
 fn loader(file: &Path, address: u64) -> String {
-    // A comma in a file name is written twice.
-    let file = file.display().to_string().replace(',', ",,");
-    format!("loader,file={file},addr={address:#x},force-raw=on")
+    format!("loader,file={},addr={address:#x},force-raw=on", escaped(file))
+}
+
+/// A file's name as the value of an option: a comma in it is written twice.
+fn escaped(file: &Path) -> String {
+    file.display().to_string().replace(',', ",,")
 }
 
 /// Where the hypervisor looks for the bundle on this machine.
@@ -256,6 +300,7 @@ mod tests {
             hypervisor: Path::new("suzerain.bin"),
             bundle: &here,
             gdb: false,
+            counting: None,
         };
         let command = machine.command()?;
         Ok(command.get_args().map(|a| a.to_string_lossy().into_owned()).collect())

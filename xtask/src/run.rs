@@ -12,7 +12,7 @@ use crate::bundle;
 use crate::console::Transcript;
 use crate::process::write_atomically;
 use crate::project::Project;
-use crate::qemu::{Boot, Ending, Machine, Sinks};
+use crate::qemu::{Boot, Counting, Ending, Machine, Sinks};
 use crate::scenario::Scenario;
 
 /// How a scenario is to be run.
@@ -24,6 +24,8 @@ pub(crate) struct Options {
     /// Show the serial output while it comes.
     pub(crate) live: bool,
     pub(crate) gdb: bool,
+    /// Count instructions, deterministically.
+    pub(crate) counting: Option<Counting>,
 }
 
 /// What came of a run.
@@ -62,6 +64,7 @@ pub(crate) fn run(
         hypervisor: &images.hypervisor,
         bundle,
         gdb: options.gdb,
+        counting: options.counting.as_ref(),
     };
     if let Some(folder) = options.log.parent() {
         fs::create_dir_all(folder)?;

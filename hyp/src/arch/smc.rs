@@ -1,7 +1,20 @@
 //! Calls to EL3 firmware and, through it, to the RMM (SMCCC 1.2 and later).
 
+use super::layout::MAX_CORES;
+use super::percpu::core_index;
 use cca_host::{AccessFault, Conduit, HostMemory};
+use core::sync::atomic::{AtomicU64, Ordering};
 use mm::PhysAddr;
+
+/// RMI calls of each core.
+static RMI_CALLS: [AtomicU64; MAX_CORES] = [const { AtomicU64::new(0) }; MAX_CORES];
+
+/// RMI calls that this core has made. A core works for one VM at a time, so the difference between
+/// two times is what was called for that VM.
+#[must_use]
+pub fn rmi_calls() -> u64 {
+    RMI_CALLS.get(core_index()).map_or(0, |calls| calls.load(Ordering::Relaxed))
+}
 
 /// Executes `SMC #0` with function identifier `fid` in `x0` and `args` in `x1` to `x7`; returns
 /// `x0` to `x7`. `x8` to `x17` are passed as zero and their results discarded.
@@ -21,6 +34,9 @@ pub struct Smc;
 
 impl Conduit for Smc {
     fn call(&self, fid: u64, args: [u64; 7]) -> [u64; 8] {
+        if let Some(calls) = RMI_CALLS.get(core_index()) {
+            calls.fetch_add(1, Ordering::Relaxed);
+        }
         // Function identifiers have 32 bits (SMCCC); the upper half of x0 is ignored.
         call(fid as u32, args)
     }

@@ -1,8 +1,9 @@
 //! Memory of a realm, and its construction and destruction through `cca-host`.
 
 use super::build::FdtBuffer;
+use super::stats::Life;
 use super::{Reason, Vm};
-use crate::arch::smc::Smc;
+use crate::arch::smc::{Smc, rmi_calls};
 use crate::arch::{phys, timer};
 use crate::memory::ledger;
 use arrayvec::ArrayVec;
@@ -126,9 +127,10 @@ impl RealmSpace {
         let scratch =
             ledger().alloc(0, Use::Interface, vm.owner()).map_err(|error| refused(&error))?;
         let pages = Pages { plan, bundle, fdt, scratch: &scratch };
-        let before = timer::now_ticks();
+        let (before, calls) = (timer::now_ticks(), rmi_calls());
         let outcome = Realm::build(rmm, vm.owner(), &realm_plan.as_build_plan(), &pages);
         charge(vm, before);
+        vm.stats.count_rmi_calls(Life::Build, calls);
         ledger().free(scratch);
         let (realm, recs) = outcome.map_err(|error| refused(&error))?;
         if let Some(rim) = realm.rim() {
@@ -212,7 +214,7 @@ impl RealmSpace {
     /// Destroys RECs and realm and gives all memory back. What the RMM refuses to give back stays
     /// accounted to the VM, and the ledger's census shows it.
     pub fn destroy(self, vm: &Vm, recs: ArrayVec<Rec<'static, Smc>, MAX_VCPUS>) {
-        let before = timer::now_ticks();
+        let (before, calls) = (timer::now_ticks(), rmi_calls());
         for rec in recs {
             if let Err(failure) = rec.destroy() {
                 log::error!("vm {}: {failure:?}", vm.name());
@@ -224,6 +226,7 @@ impl RealmSpace {
             Err(failure) => log::error!("vm {}: {failure:?}", vm.name()),
         }
         charge(vm, before);
+        vm.stats.count_rmi_calls(Life::Teardown, calls);
         // Its tables are gone: the realm cannot reach the shared pages any more.
         for page in self.shared {
             ledger().free(page.frames);

@@ -1,5 +1,6 @@
 //! What a VM cost: exits by cause, and time by where it was spent.
 
+use crate::arch::smc::rmi_calls;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 use vmm_services::exit::{Access, Exit};
@@ -64,6 +65,17 @@ impl Cause {
     }
 }
 
+/// Parts of a realm's life by which RMI calls are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// From the first delegation to activation.
+    Build,
+    /// While its RECs run, REC_ENTER included.
+    Run,
+    /// Until its last granule is back in the normal world or in the pool for the next realm.
+    Teardown,
+}
+
 /// Counters of one VM. Times are in ticks of the system counter.
 #[derive(Debug, Default)]
 pub struct Stats {
@@ -76,6 +88,7 @@ pub struct Stats {
     pub rmm_ticks: AtomicU64,
     /// Largest number of granules that the VM had.
     pub granules: AtomicU64,
+    rmi_calls: [AtomicU64; 3],
 }
 
 impl Stats {
@@ -88,6 +101,7 @@ impl Stats {
             host_ticks: AtomicU64::new(0),
             rmm_ticks: AtomicU64::new(0),
             granules: AtomicU64::new(0),
+            rmi_calls: [const { AtomicU64::new(0) }; 3],
         }
     }
 
@@ -102,6 +116,19 @@ impl Stats {
     #[must_use]
     pub fn exits(&self, cause: Cause) -> u64 {
         self.exits.get(cause as usize).map_or(0, |counter| counter.load(Ordering::Relaxed))
+    }
+
+    /// Counts the RMI calls that this core has made since [`rmi_calls`] was `before`.
+    pub fn count_rmi_calls(&self, life: Life, before: u64) {
+        if let Some(counter) = self.rmi_calls.get(life as usize) {
+            counter.fetch_add(rmi_calls() - before, Ordering::Relaxed);
+        }
+    }
+
+    /// Number of RMI calls for the VM.
+    #[must_use]
+    pub fn rmi_calls(&self, life: Life) -> u64 {
+        self.rmi_calls.get(life as usize).map_or(0, |counter| counter.load(Ordering::Relaxed))
     }
 
     /// Remembers the largest number of granules seen.

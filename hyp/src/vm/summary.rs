@@ -1,6 +1,6 @@
 //! The report at the end: what became of each VM, what it cost, and whether all granules are back.
 
-use super::stats::{Cause, Milliseconds};
+use super::stats::{Cause, Life, Milliseconds};
 use super::{End, Vm};
 use crate::{panic, println};
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -69,6 +69,16 @@ fn table() {
             crate::print!(" {} {}", cause.name(), vm.stats.exits(cause));
         }
         println!();
+    }
+    for vm in super::all().iter().filter(|vm| kind(vm) == "realm") {
+        let calls = |life| vm.stats.rmi_calls(life);
+        println!(
+            "rmi calls of {}: build {}, run {}, teardown {}",
+            vm.name(),
+            calls(Life::Build),
+            calls(Life::Run),
+            calls(Life::Teardown)
+        );
     }
 }
 

@@ -138,6 +138,7 @@ impl Case {
             log: project.logs_dir().join(format!("test-{}.log", self.name)),
             live: false,
             gdb: false,
+            counting: None,
         };
         let outcome = run::run(&scenario, images, &bundle, &options)?;
         let mut faults = self.faults(&outcome);

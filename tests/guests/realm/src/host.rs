@@ -9,6 +9,7 @@ use crate::rsi::{self, HostCall, Status};
 const PUT_STRING: u64 = 1;
 const EXCHANGE_PAGE: u64 = 2;
 const REPORT_FAILURE: u64 = 3;
+const UNKNOWN: u64 = 0xffff;
 /// Bytes that one put-string call carries.
 const MAX_STRING: usize = 240;
 
@@ -30,6 +31,11 @@ pub(crate) fn put_string(text: &str) {
     let bytes = bytes.get(..MAX_STRING).unwrap_or(bytes);
     // There is no other place to report a console that does not work.
     let _ = call(PUT_STRING, bytes.len() as u64, bytes);
+}
+
+/// Makes a call that no host serves; true when it was refused.
+pub(crate) fn unknown() -> bool {
+    call(UNKNOWN, 0, &[]) == Ok(u64::MAX)
 }
 
 /// Has the host add one to every 64-bit word of the shared page at `ipa`; 0 when it did.

@@ -16,7 +16,7 @@ use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_rt::boot::{self, BootInfo, Conduit};
-use guest_rt::{console, cpu_index, gic, mmu, println, psci, timer, uart};
+use guest_rt::{console, cpu_index, gic, mark, mmu, println, psci, timer, uart};
 use rsi::{RealmConfig, Ripas};
 
 /// Distance of two timer ticks in milliseconds.
@@ -67,6 +67,13 @@ fn run(device_tree: u64) -> Result<(), Failure> {
         info.ram.start, info.ram.end, config.ipa_width, info.cpus
     );
 
+    if let Some(rounds) = info.rounds {
+        let mut refused = true;
+        mark::each::<32>("host call of a realm (unknown function)", rounds, || {
+            refused &= host::unknown();
+        });
+        group(12, if refused { Ok(()) } else { Err("an unknown host call was served") })?;
+    }
     group(4, attestation::check(config.algorithm))?;
     group(5, check_ripas(&info.ram))?;
     group(6, check_refusals())?;

@@ -25,6 +25,11 @@ pub struct BootInfo {
     pub conduit: Conduit,
     /// Value of `ticks=N` in the command line: how many timer ticks the guest works for.
     pub ticks: Option<u64>,
+    /// Value of `rounds=N` in the command line: how often the guest does what is to be counted.
+    pub rounds: Option<u64>,
+    /// Whether the command line says `one-core`: all vCPUs share a core, so that none should spin
+    /// while it waits for another.
+    pub one_core: bool,
     /// Whether the command line says `stray`: the guest is to touch memory that is not its own.
     pub stray: bool,
 }
@@ -69,10 +74,11 @@ pub unsafe fn parse(address: u64) -> Result<BootInfo, &'static str> {
     };
     let bootargs = tree.find_node("/chosen").and_then(|chosen| chosen.property("bootargs"));
     let args = bootargs.as_ref().and_then(|args| args.value_as::<&str>().ok()).unwrap_or("");
-    let ticks = args
-        .split_whitespace()
-        .find_map(|arg| arg.strip_prefix("ticks="))
-        .and_then(|ticks| ticks.parse().ok());
-    let stray = args.split_whitespace().any(|arg| arg == "stray");
-    Ok(BootInfo { ram: base..top, cpus, conduit, ticks, stray })
+    let number = |key| {
+        args.split_whitespace().find_map(|arg| arg.strip_prefix(key)).and_then(|n| n.parse().ok())
+    };
+    let (ticks, rounds) = (number("ticks="), number("rounds="));
+    let word = |word| args.split_whitespace().any(|arg| arg == word);
+    let (one_core, stray) = (word("one-core"), word("stray"));
+    Ok(BootInfo { ram: base..top, cpus, conduit, ticks, rounds, one_core, stray })
 }

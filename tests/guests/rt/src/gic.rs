@@ -2,18 +2,26 @@
 
 use core::arch::asm;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use arm_gic::gicv3::registers::{Gicd, GicrSgi};
-use arm_gic::gicv3::{GicCpuInterface, GicDistributor, GicRedistributor};
+use arm_gic::gicv3::{
+    GicCpuInterface, GicDistributor, GicRedistributor, SgiTarget, SgiTargetGroup,
+};
 use arm_gic::{IntId, InterruptGroup, UniqueMmioPointer};
 
-use crate::{cpu_index, mmu, timer};
+use crate::{MAX_CPUS, cpu_index, mmu, timer};
 
 const GICD_IPA: u64 = 0x0800_0000;
 const GICR_IPA: u64 = 0x080a_0000;
 /// RD frame and SGI frame of one vCPU.
 const GICR_STRIDE: u64 = 0x2_0000;
 const VIRTUAL_TIMER: IntId = IntId::ppi(11);
+/// What vCPUs send to each other.
+const DOORBELL: IntId = IntId::sgi(1);
+
+/// SGIs that each vCPU took.
+static DOORBELLS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 
 /// Sets the distributor up. Call once, on the first vCPU, after [`mmu::enable`].
 pub fn init_distributor() {
@@ -23,8 +31,8 @@ pub fn init_distributor() {
     GicDistributor::new(registers).configure_default_settings();
 }
 
-/// Sets this vCPU's redistributor and CPU interface up, enables the virtual timer's interrupt
-/// and unmasks IRQs.
+/// Sets this vCPU's redistributor and CPU interface up, enables the interrupt of the virtual timer
+/// and that of [`ring`], and unmasks IRQs.
 ///
 /// # Errors
 ///
@@ -42,10 +50,42 @@ pub fn init_cpu() -> Result<(), &'static str> {
     redistributor
         .enable_interrupt(VIRTUAL_TIMER, true)
         .map_err(|_| "redistributor has no PPI 27")?;
+    redistributor.enable_interrupt(DOORBELL, true).map_err(|_| "redistributor has no SGI 1")?;
     GicCpuInterface::set_priority_mask(0xff);
     GicCpuInterface::enable_group1(true);
     unmask_irqs();
     Ok(())
+}
+
+/// Sends an SGI to vCPU `index`, below [`MAX_CPUS`].
+pub fn ring(index: usize) {
+    let target = SgiTarget::List {
+        affinity3: 0,
+        affinity2: 0,
+        affinity1: 0,
+        target_list: 1_u16.checked_shl(index as u32).unwrap_or(0),
+    };
+    // Fails only for an INTID that is not an SGI.
+    let _ = GicCpuInterface::send_sgi(DOORBELL, target, SgiTargetGroup::CurrentGroup1);
+}
+
+/// Waits until this vCPU has taken `count` SGIs of [`ring`] in all, in WFI if `asleep`.
+pub fn wait_for_rings(count: u64, asleep: bool) {
+    let rings = &DOORBELLS[cpu_index()];
+    while rings.load(Ordering::Acquire) < count {
+        if asleep {
+            // Masked, so that an interrupt between the check and WFI still wakes it.
+            mask_irqs();
+            if rings.load(Ordering::Acquire) < count {
+                aarch64_cpu::asm::wfi();
+            }
+            unmask_irqs();
+        } else {
+            // Lets an emulator that runs all cores in one thread go on with the next.
+            // SAFETY: the instruction is a hint and has no effect.
+            unsafe { asm!("yield", options(nomem, nostack)) }
+        }
+    }
 }
 
 /// Masks IRQs on this vCPU.
@@ -65,6 +105,8 @@ pub(crate) fn handle_irq() {
     while GicCpuInterface::handle_interrupt(InterruptGroup::Group1, |id| {
         if id == VIRTUAL_TIMER {
             timer::handle_irq();
+        } else if id == DOORBELL {
+            DOORBELLS[cpu_index()].fetch_add(1, Ordering::Release);
         } else {
             panic!("interrupt {id:?} was never enabled");
         }

@@ -15,6 +15,7 @@ pub mod boot;
 pub mod console;
 pub mod entry;
 pub mod gic;
+pub mod mark;
 pub mod mmu;
 pub mod psci;
 pub mod timer;

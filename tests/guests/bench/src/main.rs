@@ -1,0 +1,176 @@
+//! Test guest that does, round after round, what the instruction counter is to count.
+//!
+//! With one vCPU: calls, device accesses and timer interrupts. With two: interrupts from one to the
+//! other. Its last line is `bench: done`, or `bench: FAILED` with the reason.
+#![no_std]
+#![no_main]
+
+use core::panic::PanicInfo;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use aarch64_cpu::registers::{ID_AA64PFR0_EL1, Readable};
+use guest_rt::boot::{self, BootInfo, Conduit};
+use guest_rt::{console, gic, mark, mmu, println, psci, timer, uart};
+use smccc::Hvc;
+
+/// Rounds when the command line does not say.
+const DEFAULT_ROUNDS: u64 = 100;
+/// Milliseconds until a timer interrupt comes: long enough to fall asleep before.
+const TIMER_MS: u64 = 1;
+/// IPA of the PL011's flag register.
+const UART_FLAGS: u64 = uart::UART_IPA + 0x18;
+/// IPA of the distributor's type register.
+const GICD_TYPER: u64 = 0x0800_0004;
+/// A function of the range for hypervisors that no hypervisor defines.
+const UNKNOWN_CALL: u32 = 0xc600_ffff;
+/// What an unknown function answers.
+const NOT_SUPPORTED: u64 = u64::MAX;
+
+/// PSCI conduit for those who cannot be told: 0 unknown, 1 HVC, 2 SMC.
+static CONDUIT: AtomicU8 = AtomicU8::new(0);
+/// Whether vCPU 1 is to sleep between interrupts.
+static SLEEPS: AtomicBool = AtomicBool::new(true);
+/// Whether vCPU 1 is to go off at its next interrupt.
+static DONE: AtomicBool = AtomicBool::new(false);
+
+guest_rt::guest!(primary, secondary);
+
+fn primary(device_tree: u64) -> ! {
+    // SAFETY: the boot protocol puts the address of the device tree into x0.
+    let info = match unsafe { boot::parse(device_tree) } {
+        Ok(info) => info,
+        Err(reason) => panic!("{reason}"),
+    };
+    CONDUIT.store(if info.conduit == Conduit::Hvc { 1 } else { 2 }, Ordering::Release);
+    mmu::enable(&info.ram, 0);
+    uart::init();
+    console::set_sink(uart::write);
+    match run(&info) {
+        Ok(()) => println!("bench: done"),
+        Err(reason) => println!("bench: FAILED {reason}"),
+    }
+    psci::system_off(info.conduit)
+}
+
+fn run(info: &BootInfo) -> Result<(), &'static str> {
+    let rounds = info.rounds.unwrap_or(DEFAULT_ROUNDS);
+    gic::init_distributor();
+    gic::init_cpu()?;
+    if info.cpus == 1 { alone(rounds) } else { together(info, rounds) }
+}
+
+/// What one vCPU does alone.
+fn alone(rounds: u64) -> Result<(), &'static str> {
+    let mut answers_right = true;
+    mark::each::<1>("null hypercall (HVC, unknown function)", rounds, || {
+        answers_right &= smccc::hvc64(UNKNOWN_CALL, [0; 17])[0] == NOT_SUPPORTED;
+    });
+    if !answers_right {
+        return Err("an unknown call was not refused");
+    }
+    mark::each::<2>("PSCI_VERSION", rounds, || {
+        let _ = smccc::psci::version::<Hvc>();
+    });
+    mark::each::<3>("read of a trapped ID register", rounds, || {
+        let _ = ID_AA64PFR0_EL1.get();
+    });
+    mark::each::<4>("read of a UART register", rounds, || read(UART_FLAGS));
+    mark::each::<5>("read of a distributor register", rounds, || read(GICD_TYPER));
+    mark::each::<6>("timer interrupt of a running vCPU", rounds, || {
+        let ticks = timer::ticks();
+        timer::start(TIMER_MS);
+        while timer::ticks() == ticks {
+            core::hint::spin_loop();
+        }
+        timer::stop();
+    });
+    mark::each::<7>("WFI until a timer interrupt", rounds, || {
+        let ticks = timer::ticks();
+        timer::start(TIMER_MS);
+        timer::wait_for_tick(ticks + 1);
+        timer::stop();
+    });
+    Ok(())
+}
+
+/// Reads a 32-bit device register.
+fn read(ipa: u64) {
+    let register: NonNull<u32> = mmu::device(ipa);
+    // SAFETY: the MMU maps the device there, and reading these registers has no effect.
+    let _ = unsafe { register.read_volatile() };
+}
+
+/// Rings vCPU 1 and is rung back: first while both run, if there is a core for each, then while
+/// both sleep in between.
+fn together(info: &BootInfo, rounds: u64) -> Result<(), &'static str> {
+    let conduit = info.conduit;
+    psci::cpu_on(conduit, 1, 0).map_err(|_| "CPU_ON was refused")?;
+    let mut answers = 1;
+    gic::wait_for_rings(answers, true);
+    let mut ring = |sleeps| {
+        gic::ring(1);
+        answers += 1;
+        gic::wait_for_rings(answers, sleeps);
+    };
+    if !info.one_core {
+        mark::announce::<16>("SGI to a running vCPU");
+    }
+    mark::announce::<17>("SGI to a vCPU in WFI");
+    for sleeps in [false, true] {
+        if info.one_core && !sleeps {
+            continue;
+        }
+        SLEEPS.store(sleeps, Ordering::Release);
+        // vCPU 1 sees the change when it has answered.
+        ring(true);
+        for _ in 0..rounds {
+            begin(sleeps);
+            ring(sleeps);
+        }
+    }
+    DONE.store(true, Ordering::Release);
+    gic::ring(1);
+    while psci::is_on(conduit, 1).map_err(|_| "AFFINITY_INFO was refused")? {
+        core::hint::spin_loop();
+    }
+    Ok(())
+}
+
+fn begin(sleeps: bool) {
+    if sleeps { mark::begin::<17>() } else { mark::begin::<16>() }
+}
+
+fn end(sleeps: bool) {
+    if sleeps { mark::end::<17>() } else { mark::end::<16>() }
+}
+
+fn secondary(_context_id: u64) -> ! {
+    mmu::enable_secondary();
+    if let Err(reason) = gic::init_cpu() {
+        panic!("{reason}");
+    }
+    gic::ring(0);
+    for ring in 1.. {
+        let sleeps = SLEEPS.load(Ordering::Acquire);
+        gic::wait_for_rings(ring, sleeps);
+        end(sleeps);
+        if DONE.load(Ordering::Acquire) {
+            break;
+        }
+        gic::ring(0);
+    }
+    psci::cpu_off(if CONDUIT.load(Ordering::Acquire) == 1 { Conduit::Hvc } else { Conduit::Smc })
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    println!("bench: FAILED {}", info.message());
+    match CONDUIT.load(Ordering::Acquire) {
+        1 => psci::system_off(Conduit::Hvc),
+        2 => psci::system_off(Conduit::Smc),
+        _ => loop {
+            core::hint::spin_loop();
+        },
+    }
+}
