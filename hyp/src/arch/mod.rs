@@ -12,6 +12,7 @@ pub mod firmware;
 pub mod guest;
 pub mod id_regs;
 pub mod layout;
+mod mem;
 pub mod mitigation;
 pub mod percpu;
 pub mod phys;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use object::{Object, ObjectSymbol, SymbolKind};
+use object::{Object, ObjectSymbol, SymbolKind, SymbolSection};
 
 /// The functions of a program that is linked at address 0.
 pub(super) struct Symbols {
@@ -24,6 +24,7 @@ impl Symbols {
         // Assembly has labels without a type. `$x` and `$d` tell code from data.
         let functions = file
             .symbols()
+            .filter(|symbol| symbol.section() != SymbolSection::Absolute)
             .filter(|symbol| matches!(symbol.kind(), SymbolKind::Text | SymbolKind::Unknown))
             .filter_map(|symbol| Some((symbol.address(), symbol.name().ok()?)))
             .filter(|(_, name)| !name.is_empty() && !name.starts_with('$'))
