@@ -154,7 +154,8 @@ fn boot(x0: u64) -> Result<(), BootError> {
     memory::switch_to_final_tables()?;
     let tree = find_device_tree(x0).ok_or(BootError::Tree)?;
     let parsed = MachineTree::parse(tree.bytes).map_err(|_| BootError::Tree)?;
-    start_console(machine::console(&parsed).ok_or(BootError::Console)?)?;
+    let console = machine::console(&parsed).ok_or(BootError::Console)?;
+    start_console(console)?;
     println!("Suzerain {}", env!("CARGO_PKG_VERSION"));
     let machine = Machine::read(&parsed)?;
     console::set_level(machine.bootargs);
@@ -210,6 +211,7 @@ fn boot(x0: u64) -> Result<(), BootError> {
     vm::build::init_stage2()?;
     vm::realm::init(rme);
     stage!("realms: {}", vm::realm::Availability);
+    start_console_input(console);
     vm::build::start_all(parsed);
     cores::release();
     Ok(())
@@ -309,4 +311,12 @@ fn start_console(console: machine::Console) -> Result<(), BootError> {
     // else drives it.
     unsafe { console::init(console.registers, console.clock_hz) };
     Ok(())
+}
+
+fn start_console_input(console: machine::Console) {
+    match console.intid.map(console::enable_input) {
+        Some(Ok(())) => stage!("operator console: Ctrl-T ? for help"),
+        Some(Err(error)) => stage!("operator console: no input, {error}"),
+        None => stage!("operator console: no input, the device tree names no interrupt"),
+    }
 }

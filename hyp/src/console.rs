@@ -1,15 +1,17 @@
 //! The machine's serial console and the back end of the `log` crate.
 //!
 //! Everything that the hypervisor says goes through here a line at a time, so that lines of
-//! different cores do not mix.
+//! different cores do not mix. Below them is, if there is one, the line that the operator types.
 
 use crate::arch::percpu::core_index;
+use crate::irq::{self, IrqError};
 use crate::panic;
 use crate::sync::Lock;
-use arm_pl011_uart::{DataBits, LineConfig, PL011Registers, Parity, StopBits, Uart};
+use arm_pl011_uart::{DataBits, Interrupts, LineConfig, PL011Registers, Parity, StopBits, Uart};
+use arrayvec::{ArrayString, ArrayVec};
 use core::fmt::{self, Write};
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use mm::PhysAddr;
 use safe_mmio::UniqueMmioPointer;
 
@@ -18,22 +20,95 @@ const BAUD_RATE: u32 = 115_200;
 /// Attempts to take the console lock before a core that reports a fatal error goes without.
 const FATAL_LOCK_ATTEMPTS: u32 = 1 << 20;
 
+/// Most received bytes that wait to be looked at; the rest stays in the UART.
+const INPUT_MAX: usize = 128;
+/// Longest line that is shown below the output.
+const BOTTOM_MAX: usize = 96;
+/// Sets the cursor to the start of its line and erases the line.
+const ERASE_LINE: &str = "\r\x1b[K";
+const BELL: u8 = 0x07;
+
 static CONSOLE: Lock<Option<Console>> = Lock::new(None);
 /// Address of the UART once [`init`] has run, for reports that cannot wait for the lock.
 static UART_BASE: AtomicUsize = AtomicUsize::new(0);
+/// INTID of the UART once [`enable_input`] has run, else 0.
+static INTERRUPT: AtomicU32 = AtomicU32::new(0);
+/// Whether received bytes wait in [`Console::input`].
+static HAS_INPUT: AtomicBool = AtomicBool::new(false);
 
 struct Console {
     uart: Uart<'static>,
+    input: ArrayVec<u8, INPUT_MAX>,
+    /// The cursor is at the start of a line.
+    at_start: bool,
+    /// The last that was written is a part of a line of a VM that has the terminal to itself.
+    raw_tail: bool,
+    /// What the operator types, to be shown below everything else; empty for nothing.
+    bottom: ArrayString<BOTTOM_MAX>,
+    /// It is on the screen.
+    bottom_shown: bool,
 }
 
 impl Console {
+    const fn new(uart: Uart<'static>) -> Self {
+        Self {
+            uart,
+            input: ArrayVec::new_const(),
+            at_start: true,
+            raw_tail: false,
+            bottom: ArrayString::new_const(),
+            bottom_shown: false,
+        }
+    }
+
     fn write_byte(&mut self, byte: u8) {
         while self.uart.is_tx_fifo_full() {
             core::hint::spin_loop();
         }
         self.uart.write_word(byte);
     }
+
+    /// Writes text that does not go into a line that somebody else has begun.
+    fn write_apart(&mut self, args: fmt::Arguments<'_>) {
+        // Writing to the UART does not fail.
+        if self.bottom_shown {
+            let _ = self.write_str(ERASE_LINE);
+            self.bottom_shown = false;
+        } else if self.raw_tail {
+            let _ = self.write_str("\n");
+        }
+        self.raw_tail = false;
+        let _ = self.write_fmt(args);
+        self.show_bottom();
+    }
+
+    fn show_bottom(&mut self) {
+        if self.at_start && !self.bottom.is_empty() {
+            let bottom = self.bottom;
+            let _ = self.write_str(&bottom);
+            self.bottom_shown = true;
+        }
+    }
+
+    /// Takes what the UART has received, as much as there is room for.
+    fn receive(&mut self) {
+        while !self.input.is_full() {
+            match self.uart.read_word() {
+                Ok(Some(byte)) => self.input.push(byte),
+                Ok(None) => break,
+                // The byte is damaged, or it is the one after others that are lost: go on.
+                Err(_) => {}
+            }
+        }
+        // Without room the interrupt, which would come again at once, waits until there is some.
+        let wanted = if self.input.is_full() { Interrupts::empty() } else { INPUT_INTERRUPTS };
+        self.uart.set_interrupt_masks(wanted);
+        HAS_INPUT.store(!self.input.is_empty(), Ordering::Release);
+    }
 }
+
+/// Interrupts of the UART that tell that it has received something.
+const INPUT_INTERRUPTS: Interrupts = Interrupts::RXI.union(Interrupts::RTI);
 
 impl Write for Console {
     fn write_str(&mut self, s: &str) -> fmt::Result {
@@ -42,6 +117,9 @@ impl Write for Console {
                 self.write_byte(b'\r');
             }
             self.write_byte(byte);
+        }
+        if let Some(last) = s.bytes().last() {
+            self.at_start = last == b'\n';
         }
         Ok(())
     }
@@ -71,7 +149,7 @@ pub unsafe fn init(base: PhysAddr, clock_hz: Option<u32>) {
         // A clock too slow for the baud rate leaves the settings of firmware in place.
         let _ = uart.enable(line, BAUD_RATE, clock);
     }
-    *CONSOLE.lock() = Some(Console { uart });
+    *CONSOLE.lock() = Some(Console::new(uart));
     UART_BASE.store(registers.as_ptr().addr(), Ordering::Release);
     if log::set_logger(&Logger).is_ok() {
         log::set_max_level(log::LevelFilter::Info);
@@ -91,9 +169,85 @@ pub fn set_level(command_line: &str) {
     }
 }
 
-/// Takes one byte that the console has received, if there is one.
-pub fn read_byte() -> Option<u8> {
-    CONSOLE.lock().as_mut()?.uart.read_word().ok().flatten()
+/// Makes this core take what the console receives, by the UART's interrupt `intid`. Another core
+/// that calls this takes over.
+///
+/// # Errors
+///
+/// If the GIC does not have this interrupt.
+pub fn enable_input(intid: u32) -> Result<(), IrqError> {
+    irq::enable_spi(intid, true)?;
+    INTERRUPT.store(intid, Ordering::Release);
+    if let Some(console) = CONSOLE.lock().as_mut() {
+        console.receive();
+    }
+    Ok(())
+}
+
+/// Takes what the UART has received if `intid` is its interrupt; `true` if so.
+pub fn take_interrupt(intid: u32) -> bool {
+    if intid != INTERRUPT.load(Ordering::Acquire) {
+        return false;
+    }
+    if let Some(console) = CONSOLE.lock().as_mut() {
+        console.receive();
+    }
+    true
+}
+
+/// Bytes that the console has received since the last call.
+#[must_use]
+pub fn take_input() -> ArrayVec<u8, INPUT_MAX> {
+    if !HAS_INPUT.load(Ordering::Acquire) {
+        return ArrayVec::new();
+    }
+    let mut guard = CONSOLE.lock();
+    let Some(console) = guard.as_mut() else { return ArrayVec::new() };
+    let input = core::mem::take(&mut console.input);
+    // There may be more in the UART.
+    console.receive();
+    input
+}
+
+/// Shows `text` below all output; nothing if it is empty.
+pub fn set_bottom_line(text: fmt::Arguments<'_>) {
+    let mut bottom = ArrayString::new();
+    // Cut to what fits.
+    let _ = fmt::write(&mut bottom, text);
+    if let Some(console) = CONSOLE.lock().as_mut() {
+        console.bottom = bottom;
+        console.write_apart(format_args!(""));
+    }
+}
+
+/// Ends the line that is shown below all output: it becomes a part of the output.
+pub fn end_bottom_line() {
+    if let Some(console) = CONSOLE.lock().as_mut() {
+        console.bottom.clear();
+        if core::mem::take(&mut console.bottom_shown) {
+            let _ = console.write_str("\n");
+        }
+    }
+}
+
+/// Rings the terminal's bell.
+pub fn ring_bell() {
+    if let Some(console) = CONSOLE.lock().as_mut() {
+        console.write_byte(BELL);
+    }
+}
+
+/// Writes a byte of a VM that has the terminal to itself.
+pub fn write_raw(byte: u8) {
+    if let Some(console) = CONSOLE.lock().as_mut() {
+        // Guests that print no carriage return mean one.
+        if byte == b'\n' {
+            console.write_byte(b'\r');
+        }
+        console.write_byte(byte);
+        console.at_start = byte == b'\n';
+        console.raw_tail = byte != b'\n';
+    }
 }
 
 /// Writes formatted text in one piece; text before [`init`] is dropped.
@@ -103,8 +257,7 @@ pub fn print(args: fmt::Arguments<'_>) {
         return;
     }
     if let Some(console) = CONSOLE.lock().as_mut() {
-        // Writing to the UART does not fail.
-        let _ = console.write_fmt(args);
+        console.write_apart(args);
     }
 }
 
@@ -126,7 +279,7 @@ fn print_fatal(args: fmt::Arguments<'_>) {
     // SAFETY: `init` was given these registers. Another core may use them at the same time; the
     // only effect of the flag and data register accesses made here is that characters mix.
     let uart = Uart::new(unsafe { UniqueMmioPointer::new(registers) });
-    let _ = Console { uart }.write_fmt(args);
+    let _ = Console::new(uart).write_fmt(args);
 }
 
 /// Waits until the UART has sent everything.

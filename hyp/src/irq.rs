@@ -99,6 +99,46 @@ static REDISTRIBUTOR: PerCpu<Option<UniqueMmioPointer<'static, GicrSgi>>> = per_
 /// Affinity of each core that [`init_core`] has set up, by index; `u64::MAX` before.
 static AFFINITY: [AtomicU64; MAX_CORES] = [const { AtomicU64::new(u64::MAX) }; MAX_CORES];
 
+/// Kinds of [`Source`], in the order of [`Source::kind`].
+pub const KINDS: [&str; 7] =
+    ["kick", "hyp timer", "virtual timer", "physical timer", "maintenance", "shared", "other"];
+
+/// How often each core took an interrupt of each kind.
+static TAKEN: [[AtomicU64; KINDS.len()]; MAX_CORES] =
+    [const { [const { AtomicU64::new(0) }; KINDS.len()] }; MAX_CORES];
+
+impl Source {
+    /// Index in [`KINDS`].
+    const fn kind(self) -> usize {
+        match self {
+            Self::Kick => 0,
+            Self::HypTimer => 1,
+            Self::VirtualTimer => 2,
+            Self::PhysicalTimer => 3,
+            Self::Maintenance => 4,
+            Self::Spi(_) => 5,
+            Self::Other(_) => 6,
+        }
+    }
+}
+
+/// How often core `index` took an interrupt of each of the [`KINDS`].
+#[must_use]
+pub fn taken(index: usize) -> [u64; KINDS.len()] {
+    let counts = TAKEN.get(index);
+    core::array::from_fn(|kind| {
+        counts.and_then(|c| c.get(kind)).map_or(0, |count| count.load(Ordering::Relaxed))
+    })
+}
+
+/// Counts an interrupt. Only this core writes its counts.
+fn count(source: Source) {
+    let counts = TAKEN.get(core_index());
+    if let Some(count) = counts.and_then(|counts| counts.get(source.kind())) {
+        count.store(count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+}
+
 /// Sets up the distributor: all shared interrupts disabled, non-secure group 1.
 ///
 /// # Safety
@@ -203,6 +243,7 @@ pub fn poll(mut handle: impl FnMut(Source) -> Completion) {
             break;
         }
         let source = source(&controller.ppis, number);
+        count(source);
         if source == Source::HypTimer {
             // Level triggered: it would be pending again at once.
             crate::arch::timer::disarm();

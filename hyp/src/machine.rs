@@ -122,6 +122,8 @@ pub struct Console {
     pub registers: PhysAddr,
     /// Its input clock in Hz, if the hypervisor is to set the line.
     pub clock_hz: Option<u32>,
+    /// INTID of its interrupt, if the tree says it; without, there is no input.
+    pub intid: Option<u32>,
 }
 
 /// The console: from the tree, else from the board. Needed first of all, so that what is wrong with
@@ -130,8 +132,9 @@ pub struct Console {
 pub fn console(tree: &MachineTree<'_>) -> Option<Console> {
     let board = board(tree);
     let uart = tree.uart().filter(|uart| uart.compatible == CONSOLE_COMPATIBLE);
+    let intid = uart.and_then(|uart| uart.intid);
     let registers = uart.map(|uart| PhysAddr::new(uart.region.base)).or(board.console)?;
-    Some(Console { registers, clock_hz: board.console_clock_hz })
+    Some(Console { registers, clock_hz: board.console_clock_hz, intid })
 }
 
 impl<'a> Machine<'a> {

@@ -13,6 +13,7 @@ pub mod entropy;
 pub mod irq;
 pub mod machine;
 pub mod memory;
+pub mod monitor;
 pub mod panic;
 pub mod run;
 pub mod sync;

@@ -6,13 +6,15 @@ use crate::arch::layout::MAX_CORES;
 use crate::arch::percpu::core_index;
 use crate::arch::smc::rmi_calls;
 use crate::arch::{cpu, timer, tlb, traps};
+use crate::console;
 use crate::entropy::MachineEntropy;
 use crate::irq::{self, Completion, Source};
+use crate::monitor;
 use crate::sync::Lock;
 use crate::vm::stats::Life;
+use crate::vm::output::{self, VmConsole};
 use crate::vm::vcpu::{self, Kind, MAX_ENTITIES, Vcpu, VcpuSlot};
 use crate::vm::{End, Reason, Vm, lifecycle, selftest};
-use core::fmt;
 use core::sync::atomic::Ordering;
 use mm::Ipa;
 use mm::stage2::{VmidAllocator, VmidBits};
@@ -20,9 +22,7 @@ use sched::lifecycle::Phase;
 use sched::{CoreId, CoreSet, EntityId, Next, Scheduler, Stop};
 use spin::Once;
 use vmm_services::vm::Context;
-use vmm_services::{
-    ConsoleSink, Exit, GuestMemory, MemoryFault, Resume, VcpuId, VcpuSet, VmServices, layout,
-};
+use vmm_services::{Exit, GuestMemory, MemoryFault, Resume, VcpuId, VcpuSet, VmServices, layout};
 
 /// Who runs next, on all cores.
 pub static SCHEDULER: Lock<Scheduler<MAX_CORES, MAX_ENTITIES>> = Lock::new(Scheduler::new());
@@ -49,9 +49,14 @@ pub fn enter() -> ! {
     tlb::unload();
     crate::vm::build::load_translation_control();
     loop {
-        irq::poll(|_| Completion::Deactivate);
+        irq::poll(|source| {
+            take_host_interrupt(source);
+            Completion::Deactivate
+        });
+        monitor::work();
         lifecycle::work();
         selftest::work();
+        output::work();
         kick(vcpu::wake_due(timer::now_ns()));
         let pick = SCHEDULER.lock().pick(core, timer::now_ns());
         kick(pick.kicks);
@@ -69,9 +74,9 @@ pub fn enter() -> ! {
     }
 }
 
-/// Arms this core's timer for the scheduler's deadline or the next planned wake-up.
+/// Arms this core's timer for the scheduler's deadline or the next thing that is planned.
 fn arm(deadline: Option<u64>) {
-    match [deadline, vcpu::next_wake()].into_iter().flatten().min() {
+    match [deadline, vcpu::next_wake(), output::next_check()].into_iter().flatten().min() {
         Some(at) => timer::arm(at),
         None => timer::disarm(),
     }
@@ -93,7 +98,7 @@ fn wake(vm: &Vm, vcpu: VcpuId) -> bool {
 }
 
 /// Wakes the vCPUs in `set` that are on; `true` if this core has to pick anew.
-fn wake_set(vm: &Vm, set: VcpuSet) -> bool {
+pub fn wake_set(vm: &Vm, set: VcpuSet) -> bool {
     let mut pick_anew = false;
     for vcpu in set.iter() {
         let slot = vm.entity(vcpu).and_then(vcpu::slot);
@@ -198,9 +203,21 @@ fn take_interrupts(id: VcpuId, services: &mut VmServices) -> bool {
             pick_anew = true;
             Completion::Deactivate
         }
-        _ => Completion::Deactivate,
+        source => {
+            pick_anew |= take_host_interrupt(source);
+            Completion::Deactivate
+        }
     });
     pick_anew
+}
+
+/// Deals with an interrupt that is the hypervisor's own; `true` if there is work for the head of the
+/// run loop.
+fn take_host_interrupt(source: Source) -> bool {
+    match source {
+        Source::Spi(intid) => console::take_interrupt(intid),
+        _ => false,
+    }
 }
 
 /// Carries out what the services decided.
@@ -297,29 +314,5 @@ impl GuestMemory for VmView {
             crate::vm::Space::Realm(realm) => realm.write(ipa, data),
             crate::vm::Space::None => Err(MemoryFault { ipa }),
         }
-    }
-}
-
-/// The console of a VM: each line carries its name.
-pub struct VmConsole(pub &'static Vm);
-
-impl ConsoleSink for VmConsole {
-    fn line(&mut self, text: &[u8], _complete: bool) {
-        crate::println!("{}| {}", self.0.name(), Lossy(text));
-    }
-}
-
-/// Bytes shown as UTF-8, with a replacement character for what is not.
-struct Lossy<'a>(&'a [u8]);
-
-impl fmt::Display for Lossy<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for chunk in self.0.utf8_chunks() {
-            f.write_str(chunk.valid())?;
-            if !chunk.invalid().is_empty() {
-                f.write_str("\u{fffd}")?;
-            }
-        }
-        Ok(())
     }
 }

@@ -52,6 +52,8 @@ impl Phase {
 #[derive(Debug)]
 pub struct Lifecycle<const VCPUS: usize> {
     phase: AtomicU8,
+    /// Whether an operator keeps its vCPUs from running. Changes under the scheduler's lock.
+    paused: AtomicBool,
     /// Entity of each vCPU, plus one; 0 for none.
     entities: [AtomicU16; VCPUS],
 }
@@ -63,6 +65,7 @@ impl<const VCPUS: usize> Lifecycle<VCPUS> {
     pub const fn new() -> Self {
         Self {
             phase: AtomicU8::new(Phase::Idle as u8),
+            paused: AtomicBool::new(false),
             entities: [const { AtomicU16::new(0) }; VCPUS],
         }
     }
@@ -75,6 +78,7 @@ impl<const VCPUS: usize> Lifecycle<VCPUS> {
     pub fn new() -> Self {
         Self {
             phase: AtomicU8::new(Phase::Idle as u8),
+            paused: AtomicBool::new(false),
             entities: core::array::from_fn(|_| AtomicU16::new(0)),
         }
     }
@@ -125,8 +129,47 @@ impl<const VCPUS: usize> Lifecycle<VCPUS> {
         boot: usize,
         now: u64,
     ) -> CoreSet {
+        self.paused.store(false, Ordering::Relaxed);
         self.set_phase(Phase::Running);
         self.wake(scheduler, boot, now)
+    }
+
+    /// Whether the VM is suspended by [`Self::pause`].
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
+    }
+
+    /// Suspends the VM: its vCPUs leave the guest and are not picked until [`Self::resume`]. What wakes
+    /// them meanwhile is remembered. Returns the cores to kick; `None` if it does not run or is suspended,
+    /// so that nothing was changed.
+    #[must_use = "a core that is not kicked stays in the guest"]
+    pub fn pause<const CORES: usize, const ENTITIES: usize>(
+        &self,
+        scheduler: &mut Scheduler<CORES, ENTITIES>,
+    ) -> Option<CoreSet> {
+        if self.phase() != Phase::Running || self.is_paused() {
+            return None;
+        }
+        self.paused.store(true, Ordering::Relaxed);
+        let kicks = self.entities().map(|entity| scheduler.pause(entity));
+        Some(kicks.fold(CoreSet::EMPTY, CoreSet::union))
+    }
+
+    /// Ends a [`Self::pause`]. Returns the cores to kick; `None` if the VM does not run or is not suspended,
+    /// so that nothing was changed.
+    #[must_use = "cores that are not kicked do not notice the vCPUs"]
+    pub fn resume<const CORES: usize, const ENTITIES: usize>(
+        &self,
+        scheduler: &mut Scheduler<CORES, ENTITIES>,
+        now: u64,
+    ) -> Option<CoreSet> {
+        if self.phase() != Phase::Running || !self.is_paused() {
+            return None;
+        }
+        self.paused.store(false, Ordering::Relaxed);
+        let kicks = self.entities().map(|entity| scheduler.resume(entity, now));
+        Some(kicks.fold(CoreSet::EMPTY, CoreSet::union))
     }
 
     /// Wakes vCPU `vcpu` if the VM runs. Returns the cores to kick.

@@ -1,4 +1,4 @@
-//! A VM's console output, cut into lines.
+//! A VM's console: output, cut into lines, and input that waits for the guest to read it.
 
 use crate::traits::ConsoleSink;
 use arrayvec::ArrayVec;
@@ -18,6 +18,11 @@ impl LineBuffer {
     /// A line feed ends the line and a carriage return is dropped. Other control characters are
     /// shown in caret notation, so that a guest cannot move the cursor of the machine's console.
     pub(crate) fn put(&mut self, byte: u8, sink: &mut dyn ConsoleSink) {
+        if sink.is_attached() {
+            self.flush(sink);
+            sink.raw(byte);
+            return;
+        }
         match byte {
             b'\n' => {
                 sink.line(&self.line, true);
@@ -33,8 +38,16 @@ impl LineBuffer {
         if self.line.remaining_capacity() < bytes.len() {
             self.flush(sink);
         }
+        if self.line.is_empty() {
+            sink.begun();
+        }
         // Fits: the line is empty or has room.
         self.line.extend(bytes.iter().copied());
+    }
+
+    /// How many bytes of a line have been collected.
+    pub(crate) fn len(&self) -> usize {
+        self.line.len()
     }
 
     /// Gives out what has been collected of a line, if anything.
@@ -46,11 +59,106 @@ impl LineBuffer {
     }
 }
 
+/// Most typed bytes that wait for a guest to read them.
+const INPUT_MAX: usize = 256;
+
+/// Typed bytes that the VM's console device has no room for yet.
+#[derive(Clone, Debug)]
+pub(crate) struct InputQueue {
+    bytes: [u8; INPUT_MAX],
+    first: usize,
+    length: usize,
+}
+
+impl Default for InputQueue {
+    fn default() -> Self {
+        Self { bytes: [0; INPUT_MAX], first: 0, length: 0 }
+    }
+}
+
+impl InputQueue {
+    /// Queues as many bytes as there is room for; returns how many.
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> usize {
+        let room = INPUT_MAX - self.length;
+        for &byte in bytes.iter().take(room) {
+            self.bytes[(self.first + self.length) % INPUT_MAX] = byte;
+            self.length += 1;
+        }
+        bytes.len().min(room)
+    }
+
+    /// Takes the oldest byte.
+    pub(crate) fn pop(&mut self) -> Option<u8> {
+        if self.length == 0 {
+            return None;
+        }
+        let byte = self.bytes[self.first];
+        self.first = (self.first + 1) % INPUT_MAX;
+        self.length -= 1;
+        Some(byte)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{LINE_MAX, LineBuffer};
+    use super::{INPUT_MAX, InputQueue, LINE_MAX, LineBuffer};
     use crate::testing::Lines;
+    use crate::traits::ConsoleSink;
     use std::vec;
+    use std::vec::Vec;
+
+    /// A terminal that is attached or not.
+    #[derive(Default)]
+    struct Terminal {
+        attached: bool,
+        begun: usize,
+        shown: Vec<u8>,
+    }
+
+    impl ConsoleSink for Terminal {
+        fn line(&mut self, text: &[u8], _complete: bool) {
+            self.shown.extend(b"<");
+            self.shown.extend(text);
+            self.shown.extend(b">");
+        }
+
+        fn begun(&mut self) {
+            self.begun += 1;
+        }
+
+        fn is_attached(&self) -> bool {
+            self.attached
+        }
+
+        fn raw(&mut self, byte: u8) {
+            self.shown.push(byte);
+        }
+    }
+
+    #[test]
+    fn an_attached_terminal_gets_the_bytes_as_they_are() {
+        let (mut buffer, mut terminal) = (LineBuffer::default(), Terminal::default());
+        b"one\ntw".iter().for_each(|&byte| buffer.put(byte, &mut terminal));
+        terminal.attached = true;
+        b"o\x1b[1m\r\n".iter().for_each(|&byte| buffer.put(byte, &mut terminal));
+        terminal.attached = false;
+        b"\x07".iter().for_each(|&byte| buffer.put(byte, &mut terminal));
+        buffer.flush(&mut terminal);
+        assert_eq!(terminal.shown, b"<one><tw>o\x1b[1m\r\n<^G>");
+        assert_eq!(terminal.begun, 3);
+    }
+
+    #[test]
+    fn input_waits_in_order_and_what_does_not_fit_is_refused() {
+        let mut queue = InputQueue::default();
+        let bytes: Vec<u8> = (0..=255).collect();
+        assert_eq!(queue.push(&bytes[..200]), 200);
+        (0..150).for_each(|byte| assert_eq!(queue.pop(), Some(byte)));
+        assert_eq!(queue.push(&bytes), INPUT_MAX - 50);
+        (150..200).for_each(|byte| assert_eq!(queue.pop(), Some(byte)));
+        (0..INPUT_MAX - 50).for_each(|byte| assert_eq!(queue.pop(), Some(byte as u8)));
+        assert_eq!(queue.pop(), None);
+    }
 
     #[test]
     fn lines_are_cut_at_line_feeds_and_controls_are_shown() {

@@ -91,6 +91,12 @@ impl SysReg {
     /// Bits of the syndrome that name the register: Op0, Op2, Op1, CRn, CRm.
     const NAME_MASK: u32 = 0x003f_fc1e;
 
+    /// The encoding: Op0, Op2, Op1, CRn and CRm where an ESR's ISS has them.
+    #[must_use]
+    pub const fn encoding(self) -> u32 {
+        self.0
+    }
+
     /// Names the register by its encoding.
     #[must_use]
     pub const fn new(op0: u32, op1: u32, crn: u32, crm: u32, op2: u32) -> Self {

@@ -48,12 +48,25 @@ pub trait VirtualIrq {
 
 /// Where the console output of a VM goes.
 ///
-/// Output comes one line at a time, without line end, in printable bytes: control characters of
-/// the guest arrive in caret notation, so a guest cannot forge the lines of another VM.
+/// Usually output comes one line at a time, without line end, in printable bytes: control characters
+/// of the guest arrive in caret notation, so a guest cannot forge the lines of another VM. While an
+/// operator's terminal is attached to the VM, its bytes come as they are.
 pub trait ConsoleSink {
-    /// Takes one line. A line that ends because it grew too long, or because the VM stopped in the
-    /// middle of it, has `complete == false`.
+    /// Takes one line. A line that ends because it grew too long, or because the VM stopped or fell
+    /// silent in the middle of it, has `complete == false`.
     fn line(&mut self, text: &[u8], complete: bool);
+
+    /// A line has begun. When the VM falls silent before it ends,
+    /// [`VmServices::flush_console`](crate::VmServices::flush_console) brings what there is of it.
+    fn begun(&mut self) {}
+
+    /// Whether output is to go to [`Self::raw`].
+    fn is_attached(&self) -> bool {
+        false
+    }
+
+    /// Takes a byte of a VM whose console has a terminal to itself.
+    fn raw(&mut self, _byte: u8) {}
 }
 
 /// Why there are no random numbers.

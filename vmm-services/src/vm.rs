@@ -1,6 +1,6 @@
 //! All services of one VM.
 
-use crate::console::LineBuffer;
+use crate::console::{InputQueue, LineBuffer};
 use crate::exit::{
     Access, CALL_REGISTERS, Exit, HOST_CALL_REGISTERS, MmioAccess, Resume, StopReason, SysReg,
     WaitKind,
@@ -84,6 +84,7 @@ pub struct VmServices {
     uart: Option<PlacedUart>,
     flash: bool,
     console: LineBuffer,
+    typed: InputQueue,
     realm_ipa_bits: Option<u32>,
     reported_failure: Option<u64>,
 }
@@ -99,6 +100,7 @@ impl VmServices {
             uart: config.uart.map(|place| PlacedUart { place, device: Pl011::new() }),
             flash: config.flash,
             console: LineBuffer::default(),
+            typed: InputQueue::default(),
             realm_ipa_bits: config.realm_ipa_bits,
             reported_failure: None,
         }
@@ -160,7 +162,7 @@ impl VmServices {
             let (value, kick) = self.vgic.access(&located);
             return Response { resume: done(value), kick };
         }
-        let Self { uart, vgic, console: line, .. } = self;
+        let Self { uart, vgic, console: line, typed, .. } = self;
         if let Some(PlacedUart { place, device }) = uart {
             let offset = access.ipa.get().checked_sub(place.base);
             if let Some(offset) = offset.filter(|offset| *offset < layout::UART_SIZE) {
@@ -168,6 +170,7 @@ impl VmServices {
                 if let Some(byte) = sent {
                     line.put(byte, console);
                 }
+                feed(device, typed);
                 let mut irq = IrqLines { vgic, kick: VcpuSet::EMPTY };
                 irq.set_level(place.intid, device.line());
                 return Response { resume: done(value), kick: irq.kick };
@@ -291,27 +294,37 @@ impl VmServices {
         host_call::SUCCESS
     }
 
-    /// Feeds typed bytes to the UART, as many as it has room for; returns how many, and whom to wake
-    /// or kick.
+    /// Types bytes on the VM's console. What its UART has no room for waits until the guest has read;
+    /// returns how many bytes there was room for, and whom to wake or kick.
     pub fn console_input(&mut self, bytes: &[u8]) -> (usize, VcpuSet) {
         let Some(PlacedUart { place, device }) = &mut self.uart else {
             return (0, VcpuSet::EMPTY);
         };
-        let mut taken = 0;
-        for &byte in bytes {
-            if !device.can_receive() {
-                break;
-            }
-            device.receive(byte);
-            taken += 1;
-        }
+        let taken = self.typed.push(bytes);
+        feed(device, &mut self.typed);
         let kick = self.vgic.set_spi(place.intid, device.line());
         (taken, kick)
+    }
+
+    /// Bytes of a line of output that has begun and not ended.
+    #[must_use]
+    pub fn unfinished_line(&self) -> usize {
+        self.console.len()
     }
 
     /// Gives out a line that has begun, because the VM stopped or fell silent.
     pub fn flush_console(&mut self, console: &mut dyn ConsoleSink) {
         self.console.flush(console);
+    }
+}
+
+/// Moves typed bytes to the UART while it has room.
+fn feed(device: &mut Pl011, typed: &mut InputQueue) {
+    while device.can_receive() {
+        match typed.pop() {
+            Some(byte) => device.receive(byte),
+            None => break,
+        }
     }
 }
 

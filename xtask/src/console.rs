@@ -104,6 +104,39 @@ struct Ended {
     ok: bool,
 }
 
+/// Cuts a stream of bytes into lines.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    begun: Vec<u8>,
+}
+
+impl Lines {
+    /// Takes the next bytes and returns the lines that end in them.
+    pub(crate) fn split(&mut self, bytes: &[u8]) -> Vec<String> {
+        self.begun.extend(bytes);
+        let Some(end) = self.begun.iter().rposition(|&byte| byte == b'\n') else {
+            return Vec::new();
+        };
+        let rest = self.begun.split_off(end + 1);
+        let whole = std::mem::replace(&mut self.begun, rest);
+        whole[..end].split(|&byte| byte == b'\n').map(visible).collect()
+    }
+
+    /// The line that has not ended, if there is one.
+    pub(crate) fn rest(&mut self) -> Option<String> {
+        let rest = std::mem::take(&mut self.begun);
+        (!rest.is_empty()).then(|| visible(&rest))
+    }
+}
+
+/// What is left on the screen of a line: the monitor shows the operator's line below all others,
+/// and erases it (carriage return, erase) to print one.
+fn visible(line: &[u8]) -> String {
+    let text = String::from_utf8_lossy(line);
+    let text = text.trim_end_matches('\r');
+    text.rsplit("\r\x1b[K").next().unwrap_or(text).to_owned()
+}
+
 /// What was seen on the console of one run.
 #[derive(Debug, Default)]
 pub(crate) struct Transcript {
@@ -112,6 +145,8 @@ pub(crate) struct Transcript {
     granules: Option<String>,
     ended: Vec<Ended>,
     verdicts: Vec<(String, bool)>,
+    /// Text after which something was to be typed, and which did not come.
+    pub(crate) waited_for: Option<String>,
     /// All lines, in order.
     pub(crate) lines: Vec<String>,
 }
@@ -193,6 +228,9 @@ impl Transcript {
         }
         for end in self.ended.iter().filter(|e| scenario.vms.iter().all(|vm| vm.name != e.vm)) {
             faults.push(format!("vm {}: not in the scenario", end.vm));
+        }
+        if let Some(text) = &self.waited_for {
+            faults.push(format!("not seen, so nothing was typed after it: {text}"));
         }
         match self.granules.as_deref() {
             Some(text) if text.starts_with("all ") && text.ends_with(" returned") => {}

@@ -120,3 +120,15 @@ fn interleaving_counts_changes_of_the_speaker() {
     assert_eq!(transcript.changes_between(&names(&["a"])), 0);
     assert_eq!(transcript.guest_lines("b").collect::<Vec<_>>(), ["1", "2"]);
 }
+
+#[test]
+fn bytes_become_lines() {
+    let mut lines = Lines::default();
+    assert!(lines.split(b"one").is_empty());
+    assert_eq!(lines.split(b"\r\ntwo\n\nthr"), ["one", "two", ""]);
+    // The monitor's line is erased to make room for another.
+    assert_eq!(lines.split(b"\r\x1b[Klinux| x\r\nsuzerain> vm\r\x1b[Kgo\r\n"), ["linux| x", "go"]);
+    assert_eq!(lines.rest(), None);
+    assert!(lines.split(b"end\r").is_empty());
+    assert_eq!(lines.rest().as_deref(), Some("end"));
+}

@@ -17,8 +17,10 @@ use crate::setup::require_debian;
 /// What runs as process 1 in the guest.
 const INIT: &str = include_str!("init.sh");
 
-/// Commands of busybox that [`INIT`] uses.
-const APPLETS: &[&str] = &["sh", "mount", "cat", "grep", "uname", "sleep", "poweroff"];
+/// Commands of busybox that [`INIT`] uses, and some for whoever types in its shell.
+const APPLETS: &[&str] = &[
+    "sh", "mount", "cat", "grep", "uname", "sleep", "poweroff", "setsid", "ls", "ps", "dmesg", "vi",
+];
 
 /// The guest kernel, a raw arm64 `Image`.
 pub(crate) fn kernel(project: &Project) -> PathBuf {

@@ -13,6 +13,7 @@ mod doctor;
 mod elf;
 mod firmware;
 mod guest;
+mod keyboard;
 mod process;
 mod project;
 mod qemu;
@@ -27,9 +28,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
 
+use crate::keyboard::{Keystrokes, Share};
 use crate::project::Project;
 use crate::qemu::Boot;
 use crate::scenario::{Overrides, Scenario, Size};
@@ -109,6 +111,9 @@ struct RunArgs {
     /// File for the serial output
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
+    /// Attach the terminal to the console of this VM; Ctrl-] ends the run
+    #[arg(long, value_name = "NAME")]
+    console: Option<String>,
     /// Wait for a debugger on port 1234 before the first instruction
     #[arg(long)]
     gdb: bool,
@@ -176,11 +181,16 @@ fn run(project: &Project, args: &RunArgs) -> Result<bool> {
     let log = args.log.clone();
     let options = run::Options {
         boot,
-        timeout: (!args.gdb).then(|| Duration::from_secs(args.timeout)),
+        timeout: (!args.gdb && args.console.is_none()).then(|| Duration::from_secs(args.timeout)),
         log: log.unwrap_or_else(|| project.logs_dir().join(format!("run-{}.log", scenario.name))),
         live: true,
         gdb: args.gdb,
         counting: None,
+        keys: if args.console.is_some() { Share::Everything } else { Share::Keys },
+        script: match &args.console {
+            Some(vm) => attach(&scenario, vm)?,
+            None => Vec::new(),
+        },
     };
     println!(
         "run: scenario {}, {} CPUs, {}",
@@ -188,6 +198,9 @@ fn run(project: &Project, args: &RunArgs) -> Result<bool> {
     );
     if args.gdb {
         println!("run: waiting for a debugger on 127.0.0.1:1234");
+    }
+    if let Some(vm) = &args.console {
+        println!("run: console of {vm}; Ctrl-T m for the monitor, Ctrl-] ends the run");
     }
     let outcome = run::run(&scenario, &images, &bundle, &options)?;
     let seconds = outcome.time.as_secs_f32();
@@ -198,4 +211,13 @@ fn run(project: &Project, args: &RunArgs) -> Result<bool> {
     println!("run: failed after {seconds:.1} s");
     println!("{}", outcome.report(&project.show(&options.log)));
     Ok(false)
+}
+
+/// What is typed to attach the terminal to a VM: the escape key and the number of the VM.
+fn attach(scenario: &Scenario, vm: &str) -> Result<Vec<Keystrokes>> {
+    let index = scenario.vms.iter().position(|other| other.name == vm);
+    let index = index.with_context(|| format!("scenario {} has no VM {vm}", scenario.name))?;
+    ensure!(index < 9, "only the first nine VMs of a scenario have a key");
+    let send = format!("\u{14}{}", index + 1);
+    Ok(vec![Keystrokes { after: "] operator console: Ctrl-T".to_owned(), send }])
 }

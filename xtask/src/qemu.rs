@@ -1,19 +1,20 @@
 //! One run of QEMU: its command line, its life, and what came out of its serial port.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Once, OnceLock};
+use std::sync::{Arc, Mutex, Once, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use crate::console::Transcript;
+use crate::console::{Lines, Transcript};
 use crate::firmware::HYPERVISOR_BASE;
+use crate::keyboard::{self, Keyboard, Script, Share};
 use crate::process::find_program;
 use crate::scenario::Size;
 
@@ -96,12 +97,16 @@ pub(crate) enum Ending {
     StillOn,
 }
 
-/// Where the lines go.
+/// Where the serial output goes and its input comes from.
 #[derive(Debug)]
-pub(crate) struct Sinks<'a> {
+pub(crate) struct Serial<'a> {
     pub(crate) log: &'a Path,
-    /// Also to standard output.
+    /// Output goes to standard output too.
     pub(crate) live: bool,
+    /// What of the keyboard is the machine's.
+    pub(crate) keys: Share,
+    /// What is typed by itself.
+    pub(crate) script: Script,
 }
 
 /// Set by SIGINT, SIGTERM and SIGHUP.
@@ -167,7 +172,7 @@ impl Machine<'_> {
     /// When QEMU cannot be started, the log cannot be written, or a signal came in.
     pub(crate) fn run(
         &self,
-        sinks: &Sinks<'_>,
+        serial: Serial<'_>,
         timeout: Option<Duration>,
     ) -> Result<(Ending, Transcript)> {
         static HANDLER: Once = Once::new();
@@ -176,14 +181,14 @@ impl Machine<'_> {
             let _ = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
         });
         let mut command = self.command()?;
-        let mut log = File::create(sinks.log).with_context(|| format!("{:?}", sinks.log))?;
+        let mut log = File::create(serial.log).with_context(|| format!("{:?}", serial.log))?;
         let child = command
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot run {:?}", command.get_program()))?;
-        Running { child }.follow(&mut log, sinks.live, timeout)
+        Running { child }.follow(&mut log, serial, timeout)
     }
 }
 
@@ -204,55 +209,85 @@ impl Running {
     fn follow(
         mut self,
         log: &mut File,
-        live: bool,
+        serial: Serial<'_>,
         timeout: Option<Duration>,
     ) -> Result<(Ending, Transcript)> {
-        let lines = self.lines();
+        let Serial { live, keys, mut script, .. } = serial;
+        let port = self.child.stdin.take().map(|stdin| Arc::new(Mutex::new(stdin)));
+        let keyboard = match &port {
+            Some(port) => Keyboard::connect(keys, port)?,
+            None => None,
+        };
+        let pieces = self.output();
+        let mut lines = [Lines::default(), Lines::default()];
         let mut transcript = Transcript::default();
+        let mut take = |line: String, transcript: &mut Transcript| {
+            transcript.take(&line);
+            writeln!(log, "{line}")
+        };
         let mut deadline = timeout.map(|t| Instant::now() + t);
         let mut late = Ending::TimedOut;
-        loop {
-            match lines.recv_timeout(TICK) {
-                Ok(line) => {
-                    writeln!(log, "{line}")?;
+        let ending = loop {
+            match pieces.recv_timeout(TICK) {
+                Ok((stream, bytes)) => {
                     if live {
-                        println!("{line}");
+                        let mut stdout = std::io::stdout().lock();
+                        stdout.write_all(&bytes)?;
+                        stdout.flush()?;
                     }
-                    transcript.take(&line);
+                    for line in lines[stream].split(&bytes) {
+                        take(line, &mut transcript)?;
+                    }
+                    let keys = script.read(&bytes);
+                    if let Some(port) = port.as_ref().filter(|_| !keys.is_empty()) {
+                        keyboard::send(port, keys.as_bytes());
+                    }
                     if transcript.has_verdict() && late == Ending::TimedOut {
                         deadline = Some(Instant::now() + POWER_OFF_TIME);
                         late = Ending::StillOn;
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Disconnected) => break None,
+            }
+            if keyboard.as_ref().is_some_and(Keyboard::wants_to_quit) {
+                return Err(anyhow!("ended by Ctrl-]"));
             }
             if interrupted() {
                 return Err(anyhow!("interrupted"));
             }
             if deadline.is_some_and(|d| Instant::now() >= d) {
-                return Ok((late, transcript));
+                break Some(late);
             }
+        };
+        for line in lines.iter_mut().filter_map(Lines::rest) {
+            take(line, &mut transcript)?;
         }
-        let status = self.child.wait()?;
-        let ending = if status.success() { Ending::PoweredOff } else { Ending::Failed(status) };
+        transcript.waited_for = script.waits_for().map(str::to_owned);
+        let ending = match ending {
+            Some(late) => late,
+            None => match self.child.wait()? {
+                status if status.success() => Ending::PoweredOff,
+                status => Ending::Failed(status),
+            },
+        };
         Ok((ending, transcript))
     }
 
-    /// Lines of both output streams as they come, without their ends. The channel closes when QEMU
-    /// has closed both.
-    fn lines(&mut self) -> mpsc::Receiver<String> {
+    /// Both output streams as they come, by their number. The channel closes when QEMU has closed
+    /// both.
+    fn output(&mut self) -> mpsc::Receiver<(usize, Vec<u8>)> {
         let (sender, receiver) = mpsc::channel();
         let streams: [Option<Box<dyn Read + Send>>; 2] = [
             self.child.stdout.take().map(|s| Box::new(s) as Box<dyn Read + Send>),
             self.child.stderr.take().map(|s| Box::new(s) as Box<dyn Read + Send>),
         ];
-        for stream in streams.into_iter().flatten() {
+        for (number, mut stream) in streams.into_iter().flatten().enumerate() {
             let sender = sender.clone();
             thread::spawn(move || {
-                for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
-                    let line = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
-                    if sender.send(line).is_err() {
+                let mut buffer = [0; 4096];
+                while let Ok(count @ 1..) = stream.read(&mut buffer) {
+                    if sender.send((number, buffer[..count].to_vec())).is_err() {
                         break;
                     }
                 }
@@ -290,6 +325,7 @@ fn bundle_base() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keyboard::Keystrokes;
 
     fn arguments(boot: &Boot, memory: Size) -> Result<Vec<String>> {
         let here = Path::new(file!()).file_name().map(|f| Path::new("src").join(f)).unwrap();
@@ -330,6 +366,28 @@ mod tests {
         assert!(loader(Path::new("a,b"), 0x1000).starts_with("loader,file=a,,b,addr=0x1000"));
     }
 
+    fn silent() -> Serial<'static> {
+        let (log, keys) = (Path::new("/dev/null"), Share::Nothing);
+        Serial { log, live: false, keys, script: Script::default() }
+    }
+
+    #[test]
+    fn a_script_types() {
+        let steps = vec![Keystrokes { after: "name? ".to_owned(), send: "x\n".to_owned() }];
+        let serial = Serial { script: Script::new(steps), ..silent() };
+        let child = Command::new("sh")
+            .args(["-c", "printf 'name? '; read name; echo hello $name"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = File::create("/dev/null").unwrap();
+        let (_, transcript) = Running { child }.follow(&mut log, serial, None).unwrap();
+        assert_eq!(transcript.lines, ["name? hello x"]);
+        assert_eq!(transcript.waited_for, None);
+    }
+
     #[test]
     fn a_silent_child_is_killed_when_the_time_is_over() {
         let child = Command::new("sleep")
@@ -341,7 +399,7 @@ mod tests {
         let mut log = File::create("/dev/null").unwrap();
         let start = Instant::now();
         let timeout = Some(Duration::from_millis(300));
-        let (ending, _) = Running { child }.follow(&mut log, false, timeout).unwrap();
+        let (ending, _) = Running { child }.follow(&mut log, silent(), timeout).unwrap();
         assert_eq!(ending, Ending::TimedOut);
         assert!(start.elapsed() < Duration::from_secs(10));
     }
@@ -355,7 +413,7 @@ mod tests {
             .spawn()
             .unwrap();
         let mut log = File::create("/dev/null").unwrap();
-        let (ending, transcript) = Running { child }.follow(&mut log, false, None).unwrap();
+        let (ending, transcript) = Running { child }.follow(&mut log, silent(), None).unwrap();
         assert!(matches!(ending, Ending::Failed(status) if status.code() == Some(3)));
         assert_eq!(transcript.lines, ["[stage 01] up", "last"]);
         assert_eq!(transcript.last_stage.as_deref(), Some("[stage 01] up"));

@@ -10,9 +10,10 @@ use anyhow::Result;
 use crate::build::Images;
 use crate::bundle;
 use crate::console::Transcript;
+use crate::keyboard::{Keystrokes, Script, Share};
 use crate::process::write_atomically;
 use crate::project::Project;
-use crate::qemu::{Boot, Counting, Ending, Machine, Sinks};
+use crate::qemu::{Boot, Counting, Ending, Machine, Serial};
 use crate::scenario::Scenario;
 
 /// How a scenario is to be run.
@@ -26,6 +27,10 @@ pub(crate) struct Options {
     pub(crate) gdb: bool,
     /// Count instructions, deterministically.
     pub(crate) counting: Option<Counting>,
+    /// What of the keyboard is the machine's.
+    pub(crate) keys: Share,
+    /// What is typed on the console by itself.
+    pub(crate) script: Vec<Keystrokes>,
 }
 
 /// What came of a run.
@@ -70,8 +75,13 @@ pub(crate) fn run(
         fs::create_dir_all(folder)?;
     }
     let start = Instant::now();
-    let sinks = Sinks { log: &options.log, live: options.live };
-    let (ending, transcript) = machine.run(&sinks, options.timeout)?;
+    let serial = Serial {
+        log: &options.log,
+        live: options.live,
+        keys: options.keys,
+        script: Script::new(options.script.clone()),
+    };
+    let (ending, transcript) = machine.run(serial, options.timeout)?;
     let time = start.elapsed();
     let mut faults = transcript.faults(scenario);
     match &ending {

@@ -3,7 +3,7 @@
 //! Times are nanoseconds since the counter started, or ticks of the counter where a guest's timer
 //! is concerned.
 
-use super::sysreg::write_sysreg;
+use super::sysreg::{read_sysreg, write_sysreg};
 use aarch64_cpu::registers::{
     CNTFRQ_EL0, CNTHCTL_EL2, CNTHP_CTL_EL2, CNTPCT_EL0, CNTVOFF_EL2, Readable, Writeable,
 };
@@ -101,6 +101,16 @@ pub fn arm(deadline_ns: u64) {
     write_sysreg!("cnthp_cval_el2", ns_to_ticks(deadline_ns).saturating_add(1));
     CNTHP_CTL_EL2.write(CNTHP_CTL_EL2::ENABLE::SET);
     super::cpu::isb();
+}
+
+/// Arms this core's EL2 timer for `deadline_ns` unless it is armed for a time before that.
+pub fn arm_no_later(deadline_ns: u64) {
+    let armed = CNTHP_CTL_EL2.is_set(CNTHP_CTL_EL2::ENABLE)
+        && !CNTHP_CTL_EL2.is_set(CNTHP_CTL_EL2::IMASK)
+        && read_sysreg!("cnthp_cval_el2") <= ns_to_ticks(deadline_ns);
+    if !armed {
+        arm(deadline_ns);
+    }
 }
 
 /// Turns this core's EL2 timer off; its interrupt is no longer pending.

@@ -1,8 +1,10 @@
 //! How a VM ends, and what happens then: taken apart, built once more, or recorded.
 
+use super::output::VmConsole;
 use super::vcpu::{self, Kind, Vcpu};
 use super::{End, Reason, Space, Vm, build};
-use crate::run::{self, SCHEDULER, VmConsole};
+use crate::arch::timer;
+use crate::run::{self, SCHEDULER};
 use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicU32, Ordering};
 use mm::Ipa;
@@ -19,13 +21,28 @@ pub fn expect(count: usize) {
 }
 
 /// Stops `vm`: no vCPU enters the guest again, and a core takes it apart when all have left.
-/// The first reason given is the one that counts.
-pub fn stop(vm: &'static Vm, end: End) {
+/// The first reason given is the one that counts: `false` if it does not run any more.
+pub fn stop(vm: &'static Vm, end: End) -> bool {
     let mut recorded = vm.end.lock();
-    let Some(kicks) = vm.life.stop(&mut SCHEDULER.lock()) else { return };
+    let Some(kicks) = vm.life.stop(&mut SCHEDULER.lock()) else { return false };
     *recorded = Some(end);
     drop(recorded);
     run::kick(kicks);
+    true
+}
+
+/// Keeps the vCPUs of `vm` from running until [`resume`]; its time goes on. `false` if it does not run.
+#[must_use]
+pub fn pause(vm: &'static Vm) -> bool {
+    let kicks = vm.life.pause(&mut SCHEDULER.lock());
+    kicks.map(run::kick).is_some()
+}
+
+/// Ends a pause. `false` if there is none.
+#[must_use]
+pub fn resume(vm: &'static Vm) -> bool {
+    let kicks = vm.life.resume(&mut SCHEDULER.lock(), timer::now_ns());
+    kicks.map(run::kick).is_some()
 }
 
 /// Records that `vm` could not be built.

@@ -8,6 +8,7 @@ pub mod build;
 pub mod lifecycle;
 pub mod memory;
 pub mod normal;
+pub mod output;
 pub mod realm;
 pub mod rec;
 pub mod selftest;
@@ -145,6 +146,12 @@ impl Vm {
         }
     }
 
+    /// Its place in the bundle, from 0.
+    #[must_use]
+    pub const fn index(&self) -> usize {
+        self.index as usize
+    }
+
     /// What the bundle says about it.
     #[must_use]
     pub fn spec(&self) -> Option<&VmSpec<'static>> {
@@ -155,6 +162,27 @@ impl Vm {
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.spec.get().map_or("?", |spec| spec.name)
+    }
+
+    /// What kind of VM it is, for reports.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self.spec.get().and_then(|spec| spec.realm()) {
+            Some(_) => "realm",
+            None => "vm",
+        }
+    }
+
+    /// What it is doing, or how it ended, for reports.
+    #[must_use]
+    pub fn state(&self) -> &'static str {
+        match *self.end.lock() {
+            Some(End::Off) => "off",
+            Some(End::Stopped(_)) => "stopped",
+            Some(End::Refused(_)) => "refused",
+            None if self.life.is_paused() => "paused",
+            None => "running",
+        }
     }
 
     /// Who its granules are accounted to.

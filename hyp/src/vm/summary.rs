@@ -25,6 +25,7 @@ pub fn fail_self_test() {
 
 /// Prints the report and powers the machine off.
 pub fn finish() -> ! {
+    crate::monitor::detach();
     table();
     super::realm::drain_pool();
     let granules_ok = granules();
@@ -53,8 +54,8 @@ fn table() {
         println!(
             "{:<16} {:<5} {:<8} {:>5} {:>12} {:>12} {:>12} {:>9}",
             spec.name,
-            kind(vm),
-            state(vm),
+            vm.kind(),
+            vm.state(),
             spec.vcpus,
             Milliseconds(stats.guest_ticks.load(Ordering::Relaxed)),
             Milliseconds(stats.host_ticks.load(Ordering::Relaxed)),
@@ -96,22 +97,6 @@ fn granules() -> bool {
     false
 }
 
-fn kind(vm: &Vm) -> &'static str {
-    match vm.spec().and_then(|spec| spec.realm()) {
-        Some(_) => "realm",
-        None => "vm",
-    }
-}
-
-fn state(vm: &Vm) -> &'static str {
-    match *vm.end.lock() {
-        Some(End::Off) => "off",
-        Some(End::Stopped(_)) => "stopped",
-        Some(End::Refused(_)) => "refused",
-        None => "running",
-    }
-}
-
 /// Prints the line that tools read for one VM; `true` if it ended as the scenario expects.
 fn verdict(vm: &Vm) -> bool {
     let Some(spec) = vm.spec() else { return false };
@@ -132,8 +117,8 @@ fn verdict(vm: &Vm) -> bool {
     println!(
         "end vm={} kind={} state={} reason=\"{reason}\" expect={expected} ok={}",
         spec.name,
-        kind(vm),
-        state(vm),
+        vm.kind(),
+        vm.state(),
         if ok { "yes" } else { "no" }
     );
     ok

@@ -7,6 +7,7 @@ use crate::arch::guest::Trap;
 use crate::arch::percpu::core_index;
 use crate::arch::timer;
 use crate::irq;
+use crate::monitor::trace;
 use crate::run::SCHEDULER;
 use crate::sync::Lock;
 use core::sync::atomic::Ordering;
@@ -158,6 +159,7 @@ impl Vcpu {
         };
         self.vm.stats.guest_ticks.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
         self.vm.stats.count(exit.as_ref().map_or(Cause::Fault, Cause::of));
+        trace::record(self.vm, self.id, after, exit.as_ref());
         exit
     }
 

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::build::Images;
+use crate::keyboard::{Keystrokes, Share};
 use crate::process::write_atomically;
 use crate::project::Project;
 use crate::qemu::{Boot, Ending};
@@ -37,6 +38,9 @@ pub(super) struct Case {
     cpus: Option<u32>,
     memory: Option<Size>,
     damage: Option<Damage>,
+    /// What is typed on the console, and after which texts.
+    #[serde(default)]
+    r#type: Vec<Keystrokes>,
     /// End states of VMs.
     #[serde(default)]
     ends: BTreeMap<String, String>,
@@ -139,6 +143,8 @@ impl Case {
             live: false,
             gdb: false,
             counting: None,
+            keys: Share::Nothing,
+            script: self.r#type.clone(),
         };
         let outcome = run::run(&scenario, images, &bundle, &options)?;
         let mut faults = self.faults(&outcome);

@@ -1,0 +1,197 @@
+//! What the monitor's commands do.
+
+use super::{attach, help, trace};
+use crate::arch::layout::MAX_CORES;
+use crate::memory::ledger;
+use crate::run::SCHEDULER;
+use crate::vm::stats::{Cause, Milliseconds};
+use crate::vm::{self, End, Reason, Vm, lifecycle, vcpu};
+use crate::{cores, irq, print, println};
+use core::sync::atomic::Ordering;
+use mm::PAGE_SIZE;
+use mm::ledger::{GranuleState, Owner};
+use operator::{Command, VmAction};
+use sched::{CoreId, EntityId, State};
+use vmm_services::VcpuId;
+
+/// Carries a command out.
+pub(super) fn run(command: &Command<'_>) {
+    match *command {
+        Command::Nothing => {}
+        Command::Help => help(),
+        Command::List => list(),
+        Command::Vm(action, name) => with_vm(name, |vm| act(action, vm)),
+        Command::Console(name) => with_vm(name, |vm| attach(vm.index())),
+        Command::Cpu => cpu(),
+        Command::Memory => memory(),
+        Command::Granules => granules(),
+        Command::Irq => interrupts(),
+        Command::Trace(core) => show_trace(core),
+        Command::Log(level) => {
+            log::set_max_level(level);
+            println!("log level: {level}");
+        }
+    }
+}
+
+fn with_vm(name: &str, act: impl FnOnce(&'static Vm)) {
+    match vm::all().iter().find(|vm| vm.name() == name) {
+        Some(vm) => act(vm),
+        None => println!("there is no VM \"{name}\"; vm list names them"),
+    }
+}
+
+fn act(action: VmAction, vm: &'static Vm) {
+    let done = match action {
+        VmAction::Show => {
+            show(vm);
+            return;
+        }
+        VmAction::Pause => lifecycle::pause(vm),
+        VmAction::Resume => lifecycle::resume(vm),
+        VmAction::Stop => {
+            let reason = Reason::new(format_args!("the operator stopped it"));
+            lifecycle::stop(vm, End::Stopped(reason))
+        }
+    };
+    if done {
+        println!("vm {}: {}", vm.name(), action.past());
+    } else {
+        println!("vm {}: it is {}", vm.name(), vm.state());
+    }
+}
+
+fn list() {
+    println!("   {:<16} {:<5} {:<9} {:>5} {:>10}", "name", "kind", "state", "vcpus", "memory");
+    for (vm, number) in vm::all().iter().zip(1..) {
+        let Some(spec) = vm.spec() else { continue };
+        println!(
+            "{number:>2} {:<16} {:<5} {:<9} {:>5} {:>6} MiB",
+            spec.name,
+            vm.kind(),
+            vm.state(),
+            spec.vcpus,
+            spec.memory >> 20
+        );
+    }
+}
+
+fn show(vm: &Vm) {
+    let Some(spec) = vm.spec() else { return };
+    println!("{} {}: {}, priority {}", vm.kind(), spec.name, vm.state(), spec.priority);
+    println!(
+        "  time: guest {} ms, hypervisor {} ms, RMM {} ms",
+        Milliseconds(vm.stats.guest_ticks.load(Ordering::Relaxed)),
+        Milliseconds(vm.stats.host_ticks.load(Ordering::Relaxed)),
+        Milliseconds(vm.stats.rmm_ticks.load(Ordering::Relaxed)),
+    );
+    print!("  exits:");
+    for &cause in Cause::ALL {
+        print!(" {} {}", cause.name(), vm.stats.exits(cause));
+    }
+    println!();
+    println!("  granules: {}", ledger().census_of(vm.owner()));
+    for id in vm.vcpus() {
+        let Some(entity) = vm.entity(id) else { continue };
+        let scheduler = SCHEDULER.lock();
+        let (state, stats) = (scheduler.state(entity), scheduler.stats(entity));
+        drop(scheduler);
+        let on = vcpu::slot(entity).is_some_and(|slot| slot.status.is_on());
+        let Some((state, stats)) = state.zip(stats) else { continue };
+        print!("  vcpu {id}: ");
+        match state {
+            _ if !on => print!("off"),
+            State::Blocked => print!("waits"),
+            State::Queued(core) => print!("queued on core {}", core.index()),
+            State::Running(core) => print!("runs on core {}", core.index()),
+            State::Throttled { .. } => print!("has used up its budget"),
+            State::Paused => print!("paused"),
+            State::Exited => print!("has left"),
+        }
+        println!(
+            ", ran {} us, {} wake-ups, {} migrations",
+            stats.run_ns / 1000,
+            stats.wakes,
+            stats.migrations
+        );
+    }
+}
+
+fn cpu() {
+    for index in 0..MAX_CORES {
+        if !cores::is_online(index) {
+            continue;
+        }
+        let running = SCHEDULER.lock().running(CoreId(index as u8));
+        match running.and_then(owner_of) {
+            Some((vm, id)) => println!("core {index}: {} vcpu {id}", vm.name()),
+            None => println!("core {index}: idle"),
+        }
+    }
+}
+
+/// Whose vCPU an entity is.
+fn owner_of(entity: EntityId) -> Option<(&'static Vm, VcpuId)> {
+    vm::all().iter().find_map(|vm| {
+        let id = vm.vcpus().find(|id| vm.entity(*id) == Some(entity))?;
+        Some((vm, id))
+    })
+}
+
+fn memory() {
+    let census = ledger().census();
+    let line = |name: &dyn core::fmt::Display, count: u64| {
+        println!("{count:>9} granules {:>8} KiB  {name}", count * (PAGE_SIZE >> 10));
+    };
+    for (state, count) in census.states() {
+        match state {
+            GranuleState::Free => line(&"free", count),
+            GranuleState::Reserved(used_for) => line(&format_args!("{used_for}, reserved"), count),
+            GranuleState::Ns { used_for, .. } => line(&used_for, count),
+            GranuleState::Delegated { .. } => line(&"delegated", count),
+            GranuleState::Rmm { used_for, .. } => {
+                line(&format_args!("{used_for} of a realm"), count)
+            }
+            GranuleState::Lost { .. } => line(&"lost", count),
+        }
+    }
+    line(&"in all", census.total());
+}
+
+fn granules() {
+    println!("all: {}", ledger().census());
+    println!("hypervisor: {}", ledger().census_of(Owner::HYPERVISOR));
+    for vm in vm::all() {
+        println!("{}: {}", vm.name(), ledger().census_of(vm.owner()));
+    }
+}
+
+fn interrupts() {
+    for index in (0..MAX_CORES).filter(|index| cores::is_online(*index)) {
+        print!("core {index}:");
+        let mut separator = "";
+        for (kind, count) in irq::KINDS.iter().zip(irq::taken(index)) {
+            print!("{separator} {kind} {count}");
+            separator = ",";
+        }
+        println!();
+    }
+}
+
+fn show_trace(core: Option<usize>) {
+    if let Some(index) = core
+        && !cores::is_online(index)
+    {
+        println!("core {index} is not up");
+        return;
+    }
+    for index in 0..MAX_CORES {
+        if !cores::is_online(index) || core.is_some_and(|wanted| wanted != index) {
+            continue;
+        }
+        println!("core {index}:");
+        for record in trace::of_core(index) {
+            println!("  {record}");
+        }
+    }
+}
