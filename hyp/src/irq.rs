@@ -244,9 +244,11 @@ pub fn poll(mut handle: impl FnMut(Source) -> Completion) {
         }
         let source = source(&controller.ppis, number);
         count(source);
-        if source == Source::HypTimer {
-            // Level triggered: it would be pending again at once.
-            crate::arch::timer::disarm();
+        // Level triggered: they would be pending again at once.
+        match source {
+            Source::HypTimer => crate::arch::timer::disarm(),
+            Source::Maintenance => crate::arch::vgic_hw::disable(),
+            _ => {}
         }
         let completion = handle(source);
         GicCpuInterface::end_interrupt(intid, InterruptGroup::Group1);

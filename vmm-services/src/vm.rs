@@ -62,7 +62,13 @@ impl From<Resume> for Response {
 struct PlacedUart {
     place: Placement,
     device: Pl011,
+    /// Accesses since the guest sent a byte.
+    polls: u32,
 }
+
+/// Accesses to the UART after the last byte that was sent from which on the guest polls it for input.
+/// Drivers look once or twice for each byte that they send.
+const POLLS: u32 = 64;
 
 /// Lines into the interrupt controller, collecting whom they concern.
 struct IrqLines<'a> {
@@ -97,7 +103,7 @@ impl VmServices {
         Self {
             power: PowerState::new(vgic.config().vcpus),
             vgic,
-            uart: config.uart.map(|place| PlacedUart { place, device: Pl011::new() }),
+            uart: config.uart.map(|place| PlacedUart { place, device: Pl011::new(), polls: 0 }),
             flash: config.flash,
             console: LineBuffer::default(),
             typed: InputQueue::default(),
@@ -163,11 +169,13 @@ impl VmServices {
             return Response { resume: done(value), kick };
         }
         let Self { uart, vgic, console: line, typed, .. } = self;
-        if let Some(PlacedUart { place, device }) = uart {
+        if let Some(PlacedUart { place, device, polls }) = uart {
             let offset = access.ipa.get().checked_sub(place.base);
             if let Some(offset) = offset.filter(|offset| *offset < layout::UART_SIZE) {
                 let (value, sent) = device.access(offset as u32, access.width, access.access);
+                *polls = polls.saturating_add(1);
                 if let Some(byte) = sent {
+                    *polls = 0;
                     line.put(byte, console);
                 }
                 feed(device, typed);
@@ -297,13 +305,19 @@ impl VmServices {
     /// Types bytes on the VM's console. What its UART has no room for waits until the guest has read;
     /// returns how many bytes there was room for, and whom to wake or kick.
     pub fn console_input(&mut self, bytes: &[u8]) -> (usize, VcpuSet) {
-        let Some(PlacedUart { place, device }) = &mut self.uart else {
+        let Some(PlacedUart { place, device, .. }) = &mut self.uart else {
             return (0, VcpuSet::EMPTY);
         };
         let taken = self.typed.push(bytes);
         feed(device, &mut self.typed);
         let kick = self.vgic.set_spi(place.intid, device.line());
         (taken, kick)
+    }
+
+    /// Whether the guest looks again and again whether something was typed.
+    #[must_use]
+    pub fn polls_console(&self) -> bool {
+        self.uart.as_ref().is_some_and(|uart| uart.polls >= POLLS)
     }
 
     /// Bytes of a line of output that has begun and not ended.

@@ -122,6 +122,13 @@ pub fn load(image: &LrImage, written: usize) -> usize {
     used
 }
 
+/// Turns the virtual CPU interface off until the next [`load`], and with it the maintenance interrupt,
+/// whose cause stays in the list registers until then.
+pub fn disable() {
+    write_sysreg!("ich_hcr_el2", 0);
+    super::cpu::isb();
+}
+
 /// Reads back after exit what the guest did with the list registers that were loaded.
 pub fn store(image: &mut LrImage) {
     for (index, lr) in image.lrs.iter_mut().enumerate().take(image.used.min(MAX_LRS)) {

@@ -3,14 +3,16 @@
 use super::{MAX_VMS, Vm};
 use crate::arch::percpu::core_index;
 use crate::arch::timer;
+use crate::run::SCHEDULER;
 use crate::{console, monitor, println};
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use sched::State;
 use vmm_services::ConsoleSink;
 
-/// A VM that has printed nothing for so long (nanoseconds) waits for something: what there is of its
-/// last line, such as a prompt, is shown.
-const SILENCE_NS: u64 = 30_000_000;
+/// A VM that has printed nothing for so long (nanoseconds), and waits: what there is of its last line,
+/// such as a prompt, is shown.
+const SILENCE_NS: u64 = 50_000_000;
 /// No check is planned.
 const NEVER: u64 = u64::MAX;
 
@@ -85,7 +87,8 @@ pub fn work() {
         if length == 0 {
             continue;
         }
-        if length == seen.swap(length, Ordering::Relaxed) {
+        let silent = length == seen.swap(length, Ordering::Relaxed);
+        if silent && (services.polls_console() || is_idle(vm)) {
             services.flush_console(&mut VmConsole(vm));
         } else {
             again |= 1 << vm.index();
@@ -95,6 +98,13 @@ pub fn work() {
         UNFINISHED.fetch_or(again, Ordering::AcqRel);
         plan_check();
     }
+}
+
+/// Whether all vCPUs wait. One that is in the middle of a line does not, however long it takes.
+fn is_idle(vm: &Vm) -> bool {
+    let scheduler = SCHEDULER.lock();
+    let mut states = vm.vcpus().filter_map(|id| scheduler.state(vm.entity(id)?));
+    states.all(|state| matches!(state, State::Blocked | State::Paused))
 }
 
 /// Bytes shown as UTF-8, with a replacement character for what is not.

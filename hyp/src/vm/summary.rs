@@ -71,7 +71,7 @@ fn table() {
         }
         println!();
     }
-    for vm in super::all().iter().filter(|vm| kind(vm) == "realm") {
+    for vm in super::all().iter().filter(|vm| vm.kind() == "realm") {
         let calls = |life| vm.stats.rmi_calls(life);
         println!(
             "rmi calls of {}: build {}, run {}, teardown {}",

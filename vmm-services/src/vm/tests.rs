@@ -108,6 +108,18 @@ fn typing_interrupts_the_guest() {
 }
 
 #[test]
+fn a_guest_that_polls_for_input_is_told_from_one_that_prints() {
+    let mut rig = Rig::vm();
+    for _ in 0..1000 {
+        rig.mmio(0x0900_0018, Access::Read);
+        rig.mmio(0x0900_0000, Access::Write(u64::from(b'x')));
+    }
+    assert!(!rig.services.polls_console());
+    (0..100).for_each(|_| assert_ne!(rig.mmio(0x0900_0018, Access::Read), Resume::Done));
+    assert!(rig.services.polls_console());
+}
+
+#[test]
 fn what_is_not_there_is_an_external_abort() {
     let mut rig = Rig::vm();
     for ipa in [0, 0x0801_0000, 0x080e_0000, 0x0900_1000, 0x0a00_0000, u64::MAX] {

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::build::{self, Images};
 use crate::firmware::HYPERVISOR_BASE;
+use crate::keyboard::Share;
 use crate::project::{Project, host_cargo};
 use crate::qemu::{Boot, Counting};
 use crate::run::{self, Options, Outcome};
@@ -186,6 +187,8 @@ impl Case {
                 hypervisor: (base, images.hypervisor_memory),
                 rmm: self.realms.then_some(RMM),
             }),
+            keys: Share::Nothing,
+            script: Vec::new(),
         };
         let outcome = run::run(&scenario, images, &bundle, &options)?;
         if qemu::interrupted() {
