@@ -1,4 +1,4 @@
-//! Data cache maintenance by address range to the point of coherency.
+//! Cache maintenance: of data by address range, of instructions as a whole.
 
 use super::sysreg::read_sysreg;
 use aarch64_cpu::asm::barrier::{SY, dsb};
@@ -37,15 +37,23 @@ by_line!(
     clean, "cvac"
 );
 by_line!(
-    /// Writes dirty lines of the range back to memory and drops them from the caches. The range
-    /// must be mapped at EL2.
-    clean_invalidate, "civac"
+    /// Writes dirty lines of the range back as far as instruction fetches need it.
+    clean_for_fetches, "cvau"
 );
 
-/// Makes instructions that were written through the data side visible to instruction fetch on all
-/// cores: cleans the range and invalidates all instruction caches.
-pub fn sync_instructions(start: PhysAddr, bytes: u64) {
-    clean(start, bytes);
+/// Whether instruction fetches may miss what is still in the data caches (`CTR_EL0.IDC` clear).
+#[must_use]
+pub fn fetches_bypass_data_caches() -> bool {
+    read_sysreg!("ctr_el0") >> 28 & 1 == 0
+}
+
+/// Makes instruction fetches on all cores see what was written, and is clean, up to now: memory that
+/// is given to a guest may have held instructions of another one.
+pub fn forget_instructions() {
+    // CTR_EL0.DIC: instruction caches follow the data caches by themselves.
+    if read_sysreg!("ctr_el0") >> 29 & 1 != 0 {
+        return;
+    }
     // SAFETY: dropping cached instructions only makes them be fetched again.
     unsafe {
         core::arch::asm!("ic ialluis", "dsb ish", "isb", options(nostack, preserves_flags));

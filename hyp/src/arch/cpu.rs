@@ -59,6 +59,13 @@ pub fn has_rme() -> bool {
     aarch64_cpu::registers::ID_AA64PFR0_EL1.get() >> 52 & 0xf != 0
 }
 
+/// Whether stage 2 can force Normal memory to be write-back cacheable (FEAT_S2FWB):
+/// `ID_AA64MMFR2_EL1.FWB`, bits [43:40].
+#[must_use]
+pub fn has_forced_write_back() -> bool {
+    super::sysreg::read_sysreg!("id_aa64mmfr2_el1") >> 40 & 0xf != 0
+}
+
 /// Whether `HCR_EL2.E2H` can be 0: `ID_AA64MMFR4_EL1.E2H0`, bits [27:24], is not negative.
 #[must_use]
 pub fn has_classic_el2() -> bool {

@@ -46,6 +46,8 @@ bitflags! {
         const APK = 1 << 40;
         /// Pointer authentication instructions are not trapped.
         const API = 1 << 41;
+        /// Stage 2 makes Normal memory write-back cacheable whatever stage 1 says (FEAT_S2FWB).
+        const FWB = 1 << 46;
         /// Granule protection faults of the guest come to EL2 (FEAT_RME).
         const GPF = 1 << 48;
     }
@@ -62,6 +64,7 @@ const CNTHCTL: u64 = 0b01;
 pub fn configure() {
     let mut hcr = Hcr::all();
     hcr.set(Hcr::GPF, read_sysreg!("id_aa64pfr0_el1") >> 52 & 0xf != 0);
+    hcr.set(Hcr::FWB, super::cpu::has_forced_write_back());
     write_sysreg!("hcr_el2", hcr.bits());
     write_sysreg!("cptr_el2", CPTR);
     write_sysreg!("mdcr_el2", MDCR | read_sysreg!("mdcr_el2") & 0x1f);

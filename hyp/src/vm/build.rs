@@ -7,7 +7,7 @@ use super::rec::RecVcpu;
 use super::vcpu::{self, Kind, Vcpu};
 use super::{BUNDLE, Reason, Space, VMS, Vm, lifecycle};
 use crate::arch::sysreg::{read_sysreg, write_sysreg};
-use crate::arch::{timer, tlb, vgic_hw};
+use crate::arch::{cpu, timer, tlb, vgic_hw};
 use crate::run::{self, SCHEDULER};
 use crate::sync::Lock;
 use arrayvec::ArrayVec;
@@ -53,6 +53,8 @@ pub fn init_stage2() -> Result<(), Reason> {
     let ipa_bits = IPA_BITS.min(pa_range.bits());
     let geometry = Geometry::new(ipa_bits, pa_range)
         .map_err(|error| Reason::new(format_args!("stage-2: {error}")))?;
+    let geometry =
+        if cpu::has_forced_write_back() { geometry.with_forced_write_back() } else { geometry };
     if geometry.root_order() > tlb::MAX_ROOT_ORDER {
         return Err(Reason::new(format_args!("stage-2 root tables are too large")));
     }
@@ -145,7 +147,7 @@ fn build_normal(
         let bytes = source_bytes(segment.source, segment.length, bundle, fdt);
         bytes.is_some_and(|bytes| memory.fill(segment.ipa, bytes))
     });
-    memory.clean_caches();
+    memory.publish();
     *vm.space.lock() = Space::Normal(memory);
     if !filled {
         return Err(Reason::new(format_args!("an image lies outside the VM's memory")));

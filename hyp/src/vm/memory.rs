@@ -1,8 +1,8 @@
 //! Memory of a normal VM: its granules, and the stage-2 tables that map them.
 
-use crate::arch::phys;
 use crate::arch::tables::TablePages;
 use crate::arch::tlb::Stage2Tlb;
+use crate::arch::{bulk, cache, phys};
 use crate::memory::ledger;
 use arrayvec::ArrayVec;
 use core::fmt;
@@ -97,7 +97,7 @@ impl VmMemory {
                 }
                 Err(error) => return Err(MemoryError::OutOfMemory(error)),
             };
-            crate::arch::bulk::zero(phys::bytes_mut(&mut frames));
+            bulk::zero(phys::bytes_mut(&mut frames));
             let (base, size) = (frames.base(), frames.bytes());
             self.chunks.push(Chunk { ipa, frames });
             self.stage2
@@ -123,7 +123,7 @@ impl VmMemory {
             else {
                 return false;
             };
-            let copied = crate::arch::bulk::copy(target, rest);
+            let copied = bulk::copy(target, rest);
             rest = rest.get(copied..).unwrap_or(&[]);
             at += copied as u64;
             if rest.is_empty() {
@@ -133,11 +133,20 @@ impl VmMemory {
         rest.is_empty()
     }
 
-    /// Makes what [`Self::fill`] wrote visible to a guest that starts with its caches off.
-    pub fn clean_caches(&self) {
+    /// Makes the zeros and what [`Self::fill`] wrote visible to a guest that starts with its caches
+    /// off, and to its instruction fetches.
+    pub fn publish(&self) {
         for chunk in &self.chunks {
-            crate::arch::cache::clean(chunk.frames.base(), chunk.frames.bytes());
+            let (base, bytes) = (chunk.frames.base(), chunk.frames.bytes());
+            // Where stage 2 forces write-back, the guest's accesses go through the caches from the
+            // first on, and find what is in them.
+            if !self.stage2.geometry().forces_write_back() {
+                cache::clean(base, bytes);
+            } else if cache::fetches_bypass_data_caches() {
+                cache::clean_for_fetches(base, bytes);
+            }
         }
+        cache::forget_instructions();
     }
 
     /// Maps one page of somebody else's memory at [`layout::STRAY`]: the isolation scenario does

@@ -1,4 +1,4 @@
-//! Stage-2 descriptors of VMSAv8-64 with the 4 KiB granule, FEAT_S2FWB not in use.
+//! Stage-2 descriptors of VMSAv8-64 with the 4 KiB granule, for `HCR_EL2.FWB` clear or set.
 
 use super::geometry::Level;
 use crate::PhysAddr;
@@ -26,7 +26,8 @@ impl Permissions {
 /// Memory type that stage 2 imposes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryType {
-    /// Normal, inner and outer write-back, inner shareable; the guest's stage 1 may make it less cacheable.
+    /// Normal, inner and outer write-back, inner shareable. The guest's stage 1 may make it less
+    /// cacheable unless `HCR_EL2.FWB` is set.
     Normal,
     /// Device-nGnRE, whatever the guest's stage 1 says.
     Device,
@@ -85,6 +86,9 @@ const TABLE_OR_PAGE: u64 = 1 << 1;
 const DEAD_LINK: u64 = 1 << 1;
 const MEMATTR_MASK: u64 = 0xf << 2;
 const MEMATTR_NORMAL_WB: u64 = 0b1111 << 2;
+/// With `HCR_EL2.FWB` set, where the other value means "as stage 1 says".
+const MEMATTR_NORMAL_FORCED_WB: u64 = 0b0110 << 2;
+/// The same with `HCR_EL2.FWB` clear and set.
 const MEMATTR_DEVICE_NGNRE: u64 = 0b0001 << 2;
 const S2AP_READ: u64 = 1 << 6;
 const S2AP_WRITE: u64 = 1 << 7;
@@ -121,12 +125,18 @@ impl Descriptor {
         Self((table.get() & ADDRESS_MASK) | TABLE_OR_PAGE | VALID)
     }
 
-    pub(super) const fn leaf(level: Level, pa: PhysAddr, attributes: Attributes) -> Self {
+    pub(super) const fn leaf(
+        level: Level,
+        pa: PhysAddr,
+        attributes: Attributes,
+        forced_write_back: bool,
+    ) -> Self {
         let kind = match level {
             Level::L3 => TABLE_OR_PAGE | VALID,
             _ => VALID,
         };
         let memory = match attributes.memory {
+            MemoryType::Normal if forced_write_back => MEMATTR_NORMAL_FORCED_WB | SH_INNER,
             MemoryType::Normal => MEMATTR_NORMAL_WB | SH_INNER,
             MemoryType::Device => MEMATTR_DEVICE_NGNRE,
         };
@@ -154,10 +164,10 @@ impl Descriptor {
             write: self.0 & (S2AP_WRITE | WRITE_LOGGED) != 0,
             execute: self.0 & XN == 0,
         };
-        if self.0 & MEMATTR_MASK == MEMATTR_NORMAL_WB {
-            Attributes::normal(permissions)
-        } else {
+        if self.0 & MEMATTR_MASK == MEMATTR_DEVICE_NGNRE {
             Attributes::device(permissions)
+        } else {
+            Attributes::normal(permissions)
         }
     }
 
@@ -229,5 +239,31 @@ impl Descriptor {
 
     pub(super) const fn dead_next(self) -> Option<PhysAddr> {
         if self.0 & DEAD_LINK == 0 { None } else { Some(PhysAddr::new(self.0 & ADDRESS_MASK)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `MemAttr` of a page, and its memory type read back.
+    fn page(attributes: Attributes, forced_write_back: bool) -> (u64, MemoryType) {
+        let leaf = Descriptor::leaf(Level::L3, PhysAddr::new(0), attributes, forced_write_back);
+        (leaf.0 >> 2 & 0xf, leaf.attributes().memory())
+    }
+
+    #[test]
+    fn encodings_of_memory_types() {
+        // Arm ARM, "Stage 2 memory type and Cacheability attributes", FEAT_S2FWB disabled, enabled.
+        for (forced, normal) in [(false, 0b1111), (true, 0b0110)] {
+            assert_eq!(
+                page(Attributes::normal(Permissions::RWX), forced),
+                (normal, MemoryType::Normal)
+            );
+            assert_eq!(
+                page(Attributes::device(Permissions::RW), forced),
+                (0b0001, MemoryType::Device)
+            );
+        }
     }
 }

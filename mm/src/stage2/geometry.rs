@@ -143,6 +143,7 @@ impl core::error::Error for GeometryError {}
 pub struct Geometry {
     ipa_bits: u32,
     pa_range: PaRange,
+    forced_write_back: bool,
 }
 
 impl Geometry {
@@ -158,7 +159,21 @@ impl Geometry {
         if ipa_bits > pa_range.bits() {
             return Err(GeometryError::ExceedsPaRange { ipa_bits, pa_bits: pa_range.bits() });
         }
-        Ok(Self { ipa_bits, pa_range })
+        Ok(Self { ipa_bits, pa_range, forced_write_back: false })
+    }
+
+    /// The same shape for cores that run its tables with `HCR_EL2.FWB` set (FEAT_S2FWB), which
+    /// changes the encoding of memory types: Normal memory is then write-back cacheable whatever
+    /// the guest's stage 1 says, also while the guest's MMU and caches are off.
+    #[must_use]
+    pub const fn with_forced_write_back(self) -> Self {
+        Self { forced_write_back: true, ..self }
+    }
+
+    /// Whether the tables are for `HCR_EL2.FWB` set.
+    #[must_use]
+    pub const fn forces_write_back(self) -> bool {
+        self.forced_write_back
     }
 
     /// IPA size in bits.

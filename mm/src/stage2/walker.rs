@@ -349,7 +349,8 @@ impl<M: TableMemory, T: Tlb> Stage2<M, T> {
         for step in 0..count {
             let page = PhysAddr::new(pa.get() + step * size);
             let entry = Self::entry(table, first + step);
-            self.write(entry, Descriptor::leaf(level, page, attributes));
+            let forced_write_back = self.geometry.forces_write_back();
+            self.write(entry, Descriptor::leaf(level, page, attributes, forced_write_back));
         }
         Ok(at + count * size)
     }
