@@ -159,8 +159,8 @@ fn run(entity: EntityId) -> Stop {
 fn step(vcpu: &mut Vcpu, slot: &VcpuSlot) -> Flow {
     let vm = vcpu.vm;
     let id = vcpu.id;
-    if let Some(services) = vm.services.lock().as_mut() {
-        services.vgic_mut().flush(id, vcpu.image());
+    if let Some(flow) = prepare(vcpu) {
+        return flow;
     }
     if let Some(active) = vcpu.image().hardware {
         irq::set_ppi_active(layout::VTIMER_INTID, active);
@@ -178,16 +178,37 @@ fn step(vcpu: &mut Vcpu, slot: &VcpuSlot) -> Flow {
         pick_anew |= wake_set(vm, rerouted);
         return if pick_anew { Flow::Leave(Stop::Preempted) } else { Flow::Again };
     }
-    let mut console = VmConsole(vm);
-    let mut context =
-        Context { memory: &VmView(vm), console: &mut console, entropy: &MachineEntropy };
-    let response = services_of_vm.handle(id, &exit, &mut context);
+    let response = with_context(vm, |context| services_of_vm.handle(id, &exit, context));
     drop(services);
     let pick_anew = wake_set(vm, rerouted) | wake_set(vm, response.kick);
     match answer(vcpu, slot, &response.resume) {
         Flow::Again if pick_anew => Flow::Leave(Stop::Preempted),
         flow => flow,
     }
+}
+
+/// Lets a device of the VM that has work do a part of it, or else fills the list registers for entry.
+/// `Some` in the first case: there may be more, and the core looks after itself in between.
+fn prepare(vcpu: &mut Vcpu) -> Option<Flow> {
+    let vm = vcpu.vm;
+    let id = vcpu.id;
+    let mut services = vm.services.lock();
+    let Some(services_of_vm) = services.as_mut() else { return Some(Flow::Leave(Stop::Exited)) };
+    if !services_of_vm.has_work() {
+        services_of_vm.vgic_mut().flush(id, vcpu.image());
+        return None;
+    }
+    let mut woken = with_context(vm, |context| services_of_vm.work(context));
+    woken.remove(id);
+    let mut pick_anew = take_interrupts(id, services_of_vm);
+    drop(services);
+    pick_anew |= wake_set(vm, woken);
+    Some(if pick_anew { Flow::Leave(Stop::Preempted) } else { Flow::Again })
+}
+
+/// Calls `f` with what the services of `vm` may reach outside of themselves.
+fn with_context<R>(vm: &'static Vm, f: impl FnOnce(&mut Context<'_>) -> R) -> R {
+    f(&mut Context { memory: &VmView(vm), console: &mut VmConsole(vm), entropy: &MachineEntropy })
 }
 
 /// Takes the physical interrupts that made the guest exit; `true` if the core has to pick anew.
@@ -286,7 +307,7 @@ fn block(vcpu: &Vcpu, slot: &VcpuSlot, deadline: Option<u64>) -> Flow {
         .services
         .lock()
         .as_ref()
-        .is_some_and(|services| services.vgic().has_pending(vcpu.id));
+        .is_some_and(|services| services.vgic().has_pending(vcpu.id) || services.has_work());
     let deadline = deadline.map(|count| vcpu.virtual_time(count));
     let wake_at = [deadline, vcpu.timer_deadline()].into_iter().flatten().min();
     if pending || wake_at.is_some_and(|at| at <= timer::now_ns()) {

@@ -33,6 +33,7 @@ pub mod traits;
 mod trng;
 mod uart;
 pub mod vgic;
+pub mod virtio;
 pub mod vm;
 
 pub use exit::{Exit, Resume};

@@ -22,7 +22,8 @@ impl core::error::Error for MemoryFault {}
 ///
 /// For an ordinary VM that is all of its RAM; for a realm only what the realm has shared. The guest
 /// runs meanwhile and changes the bytes at will: whoever reads a value checks and uses that copy,
-/// and never reads it a second time.
+/// and never reads it a second time. An access of 2, 4 or 8 bytes at an address that is a multiple of
+/// their number is one access: it sees and leaves no half-written value.
 pub trait GuestMemory {
     /// Copies guest memory at `ipa` into `buf`.
     ///
@@ -35,6 +36,36 @@ pub trait GuestMemory {
     /// # Errors
     /// [`MemoryFault`] when any byte is not accessible; a prefix may have been written then.
     fn write(&self, ipa: Ipa, data: &[u8]) -> Result<(), MemoryFault>;
+}
+
+/// Memory of a realm by the addresses that the realm uses for it, with or without the bit that
+/// marks them as shared.
+pub(crate) struct SharedAlias<'a> {
+    memory: &'a dyn GuestMemory,
+    bit: u64,
+}
+
+impl<'a> SharedAlias<'a> {
+    /// The memory of a guest: a realm with addresses of `realm_ipa_bits` bits, of which the highest
+    /// is the one, or an ordinary VM.
+    pub(crate) fn new(memory: &'a dyn GuestMemory, realm_ipa_bits: Option<u32>) -> Self {
+        let bit = realm_ipa_bits.and_then(|bits| 1_u64.checked_shl(bits.wrapping_sub(1)));
+        Self { memory, bit: bit.unwrap_or(0) }
+    }
+
+    fn strip(&self, ipa: Ipa) -> Ipa {
+        Ipa::new(ipa.get() & !self.bit)
+    }
+}
+
+impl GuestMemory for SharedAlias<'_> {
+    fn read(&self, ipa: Ipa, buf: &mut [u8]) -> Result<(), MemoryFault> {
+        self.memory.read(self.strip(ipa), buf)
+    }
+
+    fn write(&self, ipa: Ipa, data: &[u8]) -> Result<(), MemoryFault> {
+        self.memory.write(self.strip(ipa), data)
+    }
 }
 
 /// Interrupt lines of a VM as a device sees them.

@@ -8,17 +8,19 @@ use crate::exit::{
 use crate::host_call;
 use crate::ids::{VcpuId, VcpuSet};
 use crate::layout;
-use crate::manifest::Placement;
+use crate::manifest::{Placement, VirtioDevice};
 use crate::psci::PowerState;
 use crate::smccc;
-use crate::traits::{ConsoleSink, Entropy, GuestMemory, VirtualIrq};
+use crate::traits::{ConsoleSink, Entropy, GuestMemory, SharedAlias, VirtualIrq};
 use crate::uart::Pl011;
 use crate::vgic::{SgiGroup, Vgic, VgicConfig};
+use crate::virtio::{Model, Transport};
+use arrayvec::ArrayVec;
 use mm::{Ipa, PAGE_SIZE};
 
 /// What services are to be given to a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ServicesConfig {
+pub struct ServicesConfig<'a> {
     /// Interrupt controller.
     pub vgic: VgicConfig,
     /// `Some(ipa_bits)` for a realm: its RMM serves PSCI, and addresses that it names may carry the
@@ -29,6 +31,8 @@ pub struct ServicesConfig {
     /// Whether there is flash at [`layout::FLASH`]: erased, so that it reads as ones, and write
     /// protected. U-Boot for QEMU's `virt` looks for its environment there.
     pub flash: bool,
+    /// Virtio devices, by slot; those beyond [`layout::MAX_VIRTIO`] are left out.
+    pub virtio: &'a [VirtioDevice],
 }
 
 /// What services reach while they handle an exit.
@@ -39,6 +43,13 @@ pub struct Context<'a> {
     pub console: &'a mut dyn ConsoleSink,
     /// The machine's random numbers.
     pub entropy: &'a dyn Entropy,
+}
+
+impl Context<'_> {
+    /// The same with other memory.
+    fn with_memory<'a>(&'a mut self, memory: &'a dyn GuestMemory) -> Context<'a> {
+        Context { memory, console: self.console, entropy: self.entropy }
+    }
 }
 
 /// Answer to an [`Exit`].
@@ -89,26 +100,32 @@ pub struct VmServices {
     power: PowerState,
     uart: Option<PlacedUart>,
     flash: bool,
+    virtio: ArrayVec<Transport, { layout::MAX_VIRTIO }>,
     console: LineBuffer,
     typed: InputQueue,
     realm_ipa_bits: Option<u32>,
     reported_failure: Option<u64>,
+    /// Virtio slot whose turn is next.
+    next_slot: usize,
 }
 
 impl VmServices {
     /// Services after reset; only [`VcpuId::BOOT`] is on.
     #[must_use]
-    pub fn new(config: &ServicesConfig) -> Self {
+    pub fn new(config: &ServicesConfig<'_>) -> Self {
         let vgic = Vgic::new(config.vgic);
+        let virtio = config.virtio.iter().take(layout::MAX_VIRTIO);
         Self {
             power: PowerState::new(vgic.config().vcpus),
             vgic,
             uart: config.uart.map(|place| PlacedUart { place, device: Pl011::new(), polls: 0 }),
             flash: config.flash,
+            virtio: virtio.map(|device| Transport::new(Model::new(device))).collect(),
             console: LineBuffer::default(),
             typed: InputQueue::default(),
             realm_ipa_bits: config.realm_ipa_bits,
             reported_failure: None,
+            next_slot: 0,
         }
     }
 
@@ -137,6 +154,8 @@ impl VmServices {
 
     /// Handles an exit of `vcpu`, whose list registers have been synced ([`Vgic::sync`]).
     pub fn handle(&mut self, vcpu: VcpuId, exit: &Exit, context: &mut Context<'_>) -> Response {
+        let memory = SharedAlias::new(context.memory, self.realm_ipa_bits);
+        let context = &mut context.with_memory(&memory);
         let mut response = match exit {
             Exit::Mmio(access) => self.mmio(access, context.console),
             Exit::Stage2Fault { .. } => Resume::InjectExternalAbort.into(),
@@ -183,6 +202,9 @@ impl VmServices {
                 irq.set_level(place.intid, device.line());
                 return Response { resume: done(value), kick: irq.kick };
             }
+        }
+        if let Some(response) = self.virtio_access(access) {
+            return response;
         }
         if self.flash && access.ipa.get() < layout::FLASH.get() + layout::FLASH_SIZE {
             return done(access.width.mask()).into();
@@ -259,7 +281,7 @@ impl VmServices {
         let [first, registers @ ..] = args;
         Resume::HostCallDone(match imm {
             host_call::PUT_STRING => self.put_string(*first, registers, context.console),
-            host_call::EXCHANGE_PAGE => self.exchange_page(*first, context.memory),
+            host_call::EXCHANGE_PAGE => Self::exchange_page(*first, context.memory),
             host_call::REPORT_FAILURE if *first != 0 => {
                 self.reported_failure = Some(*first);
                 host_call::SUCCESS
@@ -279,9 +301,7 @@ impl VmServices {
     }
 
     /// Adds one to each 64-bit word of a shared page.
-    fn exchange_page(&self, address: u64, memory: &dyn GuestMemory) -> u64 {
-        let alias = self.realm_ipa_bits.map_or(0, |bits| 1_u64.checked_shl(bits - 1).unwrap_or(0));
-        let address = address & !alias;
+    fn exchange_page(address: u64, memory: &dyn GuestMemory) -> u64 {
         if !address.is_multiple_of(PAGE_SIZE) {
             return host_call::INVALID;
         }
@@ -302,11 +322,12 @@ impl VmServices {
         host_call::SUCCESS
     }
 
-    /// Types bytes on the VM's console. What its UART has no room for waits until the guest has read;
-    /// returns how many bytes there was room for, and whom to wake or kick.
+    /// Types bytes on the VM's console: its UART, or without one its virtio console. What the UART
+    /// has no room for waits until the guest has read; returns how many bytes there was room for, and
+    /// whom to wake or kick.
     pub fn console_input(&mut self, bytes: &[u8]) -> (usize, VcpuSet) {
         let Some(PlacedUart { place, device, .. }) = &mut self.uart else {
-            return (0, VcpuSet::EMPTY);
+            return self.virtio_console_input(bytes);
         };
         let taken = self.typed.push(bytes);
         feed(device, &mut self.typed);
@@ -329,6 +350,7 @@ impl VmServices {
     /// Gives out a line that has begun, because the VM stopped or fell silent.
     pub fn flush_console(&mut self, console: &mut dyn ConsoleSink) {
         self.console.flush(console);
+        self.flush_virtio_consoles(console);
     }
 }
 
@@ -345,6 +367,8 @@ fn feed(device: &mut Pl011, typed: &mut InputQueue) {
 fn protocol(what: &'static str) -> Response {
     Resume::Stop(StopReason::Protocol(what)).into()
 }
+
+mod virtio;
 
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,9 @@ use vmm_services::loader;
 use vmm_services::manifest::{Bundle, names};
 
 use crate::elf;
-use crate::scenario::{Device, ImageRef, ImageType, Kind, Refusal, Refused, Scenario, Vm};
+use crate::scenario::{
+    Device, ImageRef, ImageType, Kind, Refusal, Refused, Scenario, VirtioDevice, Vm,
+};
 
 /// First bytes of a gzip file.
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
@@ -204,8 +206,12 @@ fn vm_node(vm: &Vm) -> DeviceTreeNode {
             set(&mut node, names::RPV, *value);
         }
     }
-    if !vm.devices.is_empty() {
-        node.add_child(devices_node(&vm.devices));
+    if !vm.devices.is_empty() || !vm.virtio.is_empty() {
+        let mut devices = devices_node(&vm.devices);
+        if !vm.virtio.is_empty() {
+            devices.add_child(virtio_node(&vm.virtio));
+        }
+        node.add_child(devices);
     }
     node
 }
@@ -223,6 +229,18 @@ fn devices_node(devices: &[Device]) -> DeviceTreeNode {
         set(&mut child, names::REG, [address, size].concat());
         set(&mut child, names::INTERRUPTS, device.interrupt);
         node.add_child(child);
+    }
+    node
+}
+
+/// One child per slot, in their order.
+fn virtio_node(devices: &[VirtioDevice]) -> DeviceTreeNode {
+    let mut node = DeviceTreeNode::new_unchecked(names::VIRTIO);
+    for (slot, device) in devices.iter().enumerate() {
+        let kind = match device {
+            VirtioDevice::Console => names::CONSOLE,
+        };
+        node.add_child(DeviceTreeNode::new_unchecked(format!("{kind}@{slot}")));
     }
     node
 }

@@ -17,6 +17,7 @@ fn vm(name: &str, expect: Expect, reason: Option<&str>) -> Vm {
         budget: None,
         affinity: None,
         devices: Vec::new(),
+        virtio: Vec::new(),
         repeat: None,
         expect,
         expect_reason: reason.map(str::to_owned),

@@ -1,16 +1,17 @@
 //! The Linux guest: Debian's arm64 cloud kernel, unpacked, and an initial RAM file system made of
-//! Debian's static busybox and a script.
+//! Debian's static busybox, the kernel's modules for virtio devices, and a script.
 
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use flate2::{Compression, GzBuilder};
 
 use crate::cpio::Archive;
-use crate::debian::{Apt, Debian, GUEST_SUITE};
-use crate::process::write_atomically;
+use crate::debian::{Apt, Debian, GUEST_SUITE, recreate};
+use crate::process::{output, write_atomically};
 use crate::project::Project;
 use crate::setup::require_debian;
 
@@ -19,7 +20,18 @@ const INIT: &str = include_str!("init.sh");
 
 /// Commands of busybox that [`INIT`] uses, and some for whoever types in its shell.
 const APPLETS: &[&str] = &[
-    "sh", "mount", "cat", "grep", "uname", "sleep", "poweroff", "setsid", "ls", "ps", "dmesg", "vi",
+    "sh", "mount", "cat", "grep", "uname", "sleep", "poweroff", "setsid", "ls", "ps", "dmesg",
+    "vi", "insmod",
+];
+
+/// Modules of the kernel, each behind those that it needs: [`INIT`] loads them in this order.
+const MODULES: &[&str] = &[
+    "drivers/virtio/virtio_mmio",
+    "drivers/block/virtio_blk",
+    "drivers/char/hw_random/virtio-rng",
+    "net/core/failover",
+    "drivers/net/net_failover",
+    "drivers/net/virtio_net",
 ];
 
 /// The guest kernel, a raw arm64 `Image`.
@@ -32,6 +44,11 @@ pub(crate) fn initramfs(project: &Project) -> PathBuf {
     project.setup_dir().join("guest/initramfs.cpio.gz")
 }
 
+/// Folder of the modules, unpacked. Not there for a kernel that was placed by hand.
+fn modules(project: &Project) -> PathBuf {
+    project.setup_dir().join("guest/modules")
+}
+
 fn busybox(project: &Project) -> PathBuf {
     project.setup_dir().join("guest/busybox")
 }
@@ -42,12 +59,14 @@ pub(crate) fn setup(project: &Project, debian: Option<&Debian>) -> Result<String
     let folder = project.setup_dir().join("guest");
     let version_file = folder.join("kernel-version");
     fs::create_dir_all(&folder)?;
-    if !kernel(project).exists() {
+    let without_modules = version_file.exists() && !modules(project).exists();
+    if !kernel(project).exists() || without_modules {
         let debian = require_debian(debian, "the guest kernel", &kernel(project))?;
         let apt = debian.guest_apt(project)?;
         let package = kernel_package(&apt)?;
         let (unpacked, version) = apt.unpack(&package, &folder)?;
         let image = find_image(&unpacked)?;
+        setup_modules(project, &apt, &package, &version)?;
         write_atomically(&version_file, version.as_bytes())?;
         write_atomically(&kernel(project), &fs::read(image)?)?;
         fs::remove_dir_all(unpacked)?;
@@ -97,6 +116,33 @@ fn kernel_package(apt: &Apt) -> Result<String> {
     Ok(package)
 }
 
+/// Brings the modules that belong to the kernel of `package`.
+fn setup_modules(project: &Project, apt: &Apt, package: &str, kernel_version: &str) -> Result<()> {
+    let folder = modules(project);
+    let kernel = package.trim_start_matches("linux-binary-").trim_start_matches("linux-image-");
+    let (unpacked, version) =
+        apt.unpack(&format!("linux-modules-{kernel}"), &folder.with_extension("package"))?;
+    if version != kernel_version {
+        bail!("the kernel is {kernel_version}, its modules are {version}");
+    }
+    let root = unpacked.join("usr/lib/modules").join(kernel).join("kernel");
+    recreate(&folder)?;
+    for module in MODULES {
+        let packed = root.join(module).with_extension("ko.xz");
+        output(Command::new("xz").arg("--decompress").arg(&packed))?;
+        fs::copy(packed.with_extension(""), module_file(&folder, module))
+            .with_context(|| format!("no module {module}"))?;
+    }
+    fs::remove_dir_all(folder.with_extension("package"))?;
+    Ok(())
+}
+
+/// Where the module at that path of the kernel lies in `folder`.
+fn module_file(folder: &Path, module: &str) -> PathBuf {
+    let name = module.rsplit('/').next().unwrap_or(module);
+    folder.join(name).with_extension("ko")
+}
+
 /// The kernel in an unpacked package: below `usr/lib/modules`, or in `boot` in older packages.
 fn find_image(root: &Path) -> Result<PathBuf> {
     let modules = fs::read_dir(root.join("usr/lib/modules")).into_iter().flatten();
@@ -110,10 +156,10 @@ fn find_image(root: &Path) -> Result<PathBuf> {
         .with_context(|| format!("no kernel below {}", root.display()))
 }
 
-/// Writes the archive again whenever busybox or the script changed.
+/// Writes the archive again whenever busybox, the modules or the script changed.
 fn write_initramfs(project: &Project) -> Result<()> {
     let mut archive = Archive::default();
-    for folder in ["bin", "dev", "proc", "sys"] {
+    for folder in ["bin", "dev", "lib", "proc", "sys", "lib/modules"] {
         archive.directory(folder);
     }
     // The kernel opens it for process 1 before the script can mount anything.
@@ -121,6 +167,16 @@ fn write_initramfs(project: &Project) -> Result<()> {
     archive.file("bin/busybox", 0o755, &fs::read(busybox(project))?);
     for applet in APPLETS {
         archive.symlink(&format!("bin/{applet}"), "busybox");
+    }
+    if modules(project).exists() {
+        let mut order = String::new();
+        for module in MODULES {
+            let file = module_file(&modules(project), module);
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            archive.file(&format!("lib/modules/{name}"), 0o644, &fs::read(&file)?);
+            order += &format!("{name}\n");
+        }
+        archive.file("lib/modules/order", 0o644, order.as_bytes());
     }
     archive.file("init", 0o755, INIT.as_bytes());
     // No time stamp: the measurement of a realm that carries this archive must repeat.

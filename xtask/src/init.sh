@@ -5,6 +5,13 @@
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev 2>/dev/null
+for node in /proc/device-tree/virtio_mmio@*; do
+    [ -e "$node" ] || break
+    for module in $(cat /lib/modules/order); do
+        insmod "/lib/modules/$module" || echo "init: no module $module"
+    done
+    break
+done
 cpus=$(grep -c ^processor /proc/cpuinfo)
 echo "init: user space reached: Linux $(uname -r), $cpus CPU, $(grep MemTotal /proc/meminfo)"
 linger=0

@@ -42,7 +42,7 @@ pub(crate) const NEEDS: &[Need] = &[
         purpose: "OpenSSL headers for the firmware's image tool",
     },
     Need { what: "dtc", package: "device-tree-compiler", purpose: "device tree compiler" },
-    Need { what: "xz", package: "xz-utils", purpose: "unpacks the firmware's source" },
+    Need { what: "xz", package: "xz-utils", purpose: "unpacks firmware source and guest modules" },
     Need { what: "setpriv", package: "util-linux", purpose: "ends QEMU together with xtask" },
 ];
 

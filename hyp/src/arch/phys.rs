@@ -4,6 +4,7 @@
 //! belong to the normal world, and hold no object of this image: only the ledger mints tokens, and
 //! only for granules that nothing else uses.
 
+use core::arch::asm;
 use mm::ledger::{Frames, Undelegated};
 
 /// The granules of a token as bytes, while no guest can reach them.
@@ -17,27 +18,23 @@ pub fn bytes_mut(frames: &mut Frames<Undelegated>) -> &mut [u8] {
 }
 
 /// Copies bytes out of granules that a guest may be writing to. `false` if the range leaves them.
+/// 2, 4 or 8 bytes at an address that is a multiple of their number are read in one access.
 pub fn read(frames: &Frames<Undelegated>, offset: u64, to: &mut [u8]) -> bool {
     let Some(base) = address(frames, offset, to.len()) else { return false };
-    let source: *const u8 = core::ptr::with_exposed_provenance(base);
-    for (index, byte) in to.iter_mut().enumerate() {
-        let from = source.wrapping_add(index);
-        // SAFETY: `from` lies inside the token's granules (checked by `address`): mapped RAM without
-        // Rust objects. The access is volatile since a guest may change the byte at any time.
-        *byte = unsafe { from.read_volatile() };
-    }
+    let from: *const u8 = core::ptr::with_exposed_provenance(base);
+    // SAFETY: `from` and `to.len()` bytes behind it lie inside the token's granules (checked by
+    // `address`): mapped RAM without Rust objects. `to` is exclusively borrowed.
+    unsafe { copy_shared(to.as_mut_ptr(), from, to.len()) };
     true
 }
 
 /// Copies bytes into granules that a guest may be using. `false` if the range leaves them.
+/// 2, 4 or 8 bytes at an address that is a multiple of their number are written in one access.
 pub fn write(frames: &Frames<Undelegated>, offset: u64, from: &[u8]) -> bool {
     let Some(base) = address(frames, offset, from.len()) else { return false };
-    let target: *mut u8 = core::ptr::with_exposed_provenance_mut(base);
-    for (index, byte) in from.iter().enumerate() {
-        let to = target.wrapping_add(index);
-        // SAFETY: as in `read`; no Rust reference to guest memory exists while a guest runs.
-        unsafe { to.write_volatile(*byte) }
-    }
+    let to: *mut u8 = core::ptr::with_exposed_provenance_mut(base);
+    // SAFETY: as in `read`; no Rust reference to guest memory exists while a guest runs.
+    unsafe { copy_shared(to, from.as_ptr(), from.len()) };
     true
 }
 
@@ -48,4 +45,62 @@ fn address(frames: &Frames<Undelegated>, offset: u64, len: usize) -> Option<usiz
         return None;
     }
     usize::try_from(frames.base().get() + offset).ok()
+}
+
+/// Copies `len` bytes, of which somebody else may change either side meanwhile: each byte copied is
+/// one that was there. Where `len` is 2, 4 or 8 there is one load and one store.
+///
+/// # Safety
+///
+/// `from` must be readable and `to` writable for `len` bytes of Normal memory, and the two must not
+/// overlap. Where no Rust slice is behind one of them, no Rust reference may be either.
+unsafe fn copy_shared(to: *mut u8, from: *const u8, len: usize) {
+    // SAFETY: reads and writes the `len` bytes that the caller vouches for: blocks of 64, then
+    // what the lower bits of `len` count.
+    unsafe {
+        asm!(
+            "subs {left}, {len}, #64",
+            "b.lo 3f",
+            "2: ldp {a}, {b}, [{from}], #16",
+            "ldp {c}, {d}, [{from}], #16",
+            "stp {a}, {b}, [{to}], #16",
+            "stp {c}, {d}, [{to}], #16",
+            "ldp {a}, {b}, [{from}], #16",
+            "ldp {c}, {d}, [{from}], #16",
+            "stp {a}, {b}, [{to}], #16",
+            "stp {c}, {d}, [{to}], #16",
+            "subs {left}, {left}, #64",
+            "b.hs 2b",
+            "3: tbz {len}, #5, 4f",
+            "ldp {a}, {b}, [{from}], #16",
+            "ldp {c}, {d}, [{from}], #16",
+            "stp {a}, {b}, [{to}], #16",
+            "stp {c}, {d}, [{to}], #16",
+            "4: tbz {len}, #4, 5f",
+            "ldp {a}, {b}, [{from}], #16",
+            "stp {a}, {b}, [{to}], #16",
+            "5: tbz {len}, #3, 6f",
+            "ldr {a}, [{from}], #8",
+            "str {a}, [{to}], #8",
+            "6: tbz {len}, #2, 7f",
+            "ldr {a:w}, [{from}], #4",
+            "str {a:w}, [{to}], #4",
+            "7: tbz {len}, #1, 8f",
+            "ldrh {a:w}, [{from}], #2",
+            "strh {a:w}, [{to}], #2",
+            "8: tbz {len}, #0, 9f",
+            "ldrb {a:w}, [{from}]",
+            "strb {a:w}, [{to}]",
+            "9:",
+            len = in(reg) len,
+            from = inout(reg) from => _,
+            to = inout(reg) to => _,
+            left = out(reg) _,
+            a = out(reg) _,
+            b = out(reg) _,
+            c = out(reg) _,
+            d = out(reg) _,
+            options(nostack),
+        );
+    }
 }

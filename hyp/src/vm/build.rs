@@ -161,6 +161,7 @@ fn build_normal(
         realm_ipa_bits: None,
         uart: spec.devices.uart,
         flash: spec.devices.flash,
+        virtio: &spec.devices.virtio,
     }));
     // Virtual time of the VM starts at zero.
     let offset = timer::now_ticks();
@@ -193,6 +194,7 @@ fn build_realm(
         realm_ipa_bits: ipa_bits,
         uart: spec.devices.uart,
         flash: spec.devices.flash,
+        virtio: &spec.devices.virtio,
     }));
     let mut failure = None;
     let gic = rmm.capabilities().gic;

@@ -254,7 +254,7 @@ pub fn plan(
         cmdline: vm.cmdline,
         initrd,
         uart: vm.devices.uart,
-        virtio: 0,
+        virtio: vm.devices.virtio.len(),
     };
     let buffer = fdt_buffer.get_mut(..room).unwrap_or_default();
     let length = fdt::generate(&tree, buffer).map_err(LoadError::Fdt)? as u64;

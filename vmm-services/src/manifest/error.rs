@@ -96,6 +96,8 @@ pub enum Fault {
     },
     /// More VMs than [`super::MAX_VMS`], or none.
     VmCount,
+    /// More than so many.
+    TooMany(usize),
     /// Two VMs have the same name.
     DuplicateName,
     /// Names a VM that does not exist or is of the wrong kind.
@@ -134,6 +136,7 @@ impl fmt::Display for Fault {
                 write!(f, "checksum is {found:#010x}, expected {expected:#010x}")
             }
             Self::VmCount => write!(f, "must have 1 to {} VMs", super::MAX_VMS),
+            Self::TooMany(most) => write!(f, "more than {most}"),
             Self::DuplicateName => f.write_str("name is used twice"),
             Self::NoSuchVm => f.write_str("names no VM of the right kind"),
         }

@@ -125,13 +125,22 @@ pub struct Placement {
     pub intid: u32,
 }
 
+/// A virtio device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VirtioDevice {
+    /// Console with one port.
+    Console,
+}
+
 /// Devices of a VM beside GIC and timer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Devices {
     /// PL011 UART.
     pub uart: Option<Placement>,
     /// Flash at [`crate::layout::FLASH`] that is erased and cannot be written.
     pub flash: bool,
+    /// Virtio devices; the first one is in slot 0 ([`crate::layout::VIRTIO`]).
+    pub virtio: ArrayVec<VirtioDevice, { crate::layout::MAX_VIRTIO }>,
 }
 
 /// One VM of the bundle.

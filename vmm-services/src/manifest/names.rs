@@ -91,6 +91,11 @@ pub const DEVICES: &str = "devices";
 pub const UART: &str = "uart";
 /// Devices: empty property, erased flash at [`crate::layout::FLASH`].
 pub const FLASH: &str = "flash";
+/// Devices, optional: node with one child per virtio device, in the order of their slots. The name
+/// of a child up to the `@` is the kind of device, what follows only tells it from the others.
+pub const VIRTIO: &str = "virtio";
+/// Kind of virtio device: console.
+pub const CONSOLE: &str = "console";
 /// Device nodes: two u64, address and size of the registers.
 pub const REG: &str = "reg";
 /// Device nodes: u32, INTID.

@@ -4,7 +4,7 @@ use super::names::{self, *};
 use super::{
     Budget, Bundle, Devices, Expect, Fault, HashAlgorithm, ImageRef, KernelFormat, MAX_CMDLINE,
     MAX_NAME, MAX_TREE, ManifestError, PRIORITIES, Placement, Property, RealmSpec, SelfTest,
-    VmKind, VmSpec,
+    VirtioDevice, VmKind, VmSpec,
 };
 use crate::crc32::Update;
 use crate::fdt::{self, Fdt, Node};
@@ -286,7 +286,7 @@ fn budget<'a>(at: &At<'a>) -> Result<'a, Option<Budget>> {
 
 fn devices<'a>(at: &At<'a>, memory: u64) -> Result<'a, Devices> {
     let Some(node) = at.child(DEVICES) else { return Ok(Devices::default()) };
-    node.only(&[UART, FLASH], &[UART])?;
+    node.only(&[UART, FLASH], &[UART, VIRTIO])?;
     let uart = match (node.node.property(UART), node.child(UART)) {
         (None, None) => None,
         (Some(_), Some(_)) => return Err(node.fault(UART, Fault::Conflict(UART))),
@@ -302,7 +302,28 @@ fn devices<'a>(at: &At<'a>, memory: u64) -> Result<'a, Devices> {
         }
         property => property.is_some(),
     };
-    Ok(Devices { uart, flash })
+    Ok(Devices { uart, flash, virtio: virtio(&node)? })
+}
+
+/// Reads the virtio devices.
+fn virtio<'a>(devices: &At<'a>) -> Result<'a, ArrayVec<VirtioDevice, { layout::MAX_VIRTIO }>> {
+    let mut found = ArrayVec::new();
+    let Some(list) = devices.child(VIRTIO) else { return Ok(found) };
+    if let Some(property) = list.node.properties().next() {
+        return Err(list.fault(property.name, Fault::Unknown));
+    }
+    for node in list.node.children() {
+        let at = At { owner: list.owner, child: node.name(), node };
+        let device = match at.node.base_name() {
+            CONSOLE => {
+                at.only(&[], &[])?;
+                VirtioDevice::Console
+            }
+            _ => return Err(at.fault("", Fault::Unknown)),
+        };
+        found.try_push(device).map_err(|_| list.fault("", Fault::TooMany(layout::MAX_VIRTIO)))?;
+    }
+    Ok(found)
 }
 
 /// Reads where a device is and checks that the place is free.

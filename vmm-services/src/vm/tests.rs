@@ -5,7 +5,7 @@ use crate::exit::{
 };
 use crate::host_call;
 use crate::ids::{VcpuId, VcpuSet};
-use crate::manifest::Placement;
+use crate::manifest::{Placement, VirtioDevice};
 use crate::testing::{Counting, Lines, Ram};
 use crate::vgic::{LrImage, VgicConfig};
 use mm::Ipa;
@@ -27,6 +27,7 @@ impl Rig {
                 realm_ipa_bits,
                 uart: Some(Placement { base: 0x0900_0000, intid: 33 }),
                 flash: realm_ipa_bits.is_some(),
+                virtio: &[VirtioDevice::Console],
             }),
             memory: Ram::new(0x2000),
             lines: Lines::default(),
@@ -122,7 +123,7 @@ fn a_guest_that_polls_for_input_is_told_from_one_that_prints() {
 #[test]
 fn what_is_not_there_is_an_external_abort() {
     let mut rig = Rig::vm();
-    for ipa in [0, 0x0801_0000, 0x080e_0000, 0x0900_1000, 0x0a00_0000, u64::MAX] {
+    for ipa in [0, 0x0801_0000, 0x080e_0000, 0x0900_1000, 0x0a00_0200, u64::MAX] {
         assert_eq!(rig.mmio(ipa, Access::Read), Resume::InjectExternalAbort, "{ipa:#x}");
         assert_eq!(rig.mmio(ipa, Access::Write(1)), Resume::InjectExternalAbort, "{ipa:#x}");
     }

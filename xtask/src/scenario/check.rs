@@ -10,11 +10,9 @@ use vmm_services::manifest::{MAX_NAME, MAX_VMS};
 use super::format::{self, Expect, File, Kind};
 use super::refusal::{Refused, Source};
 use super::size::Size;
-use super::{Device, ImageRef, Machine, Overrides, Scenario, Vm};
+use super::{ImageRef, Machine, Overrides, Scenario, Vm, devices};
 use crate::project::Project;
 
-/// Granules and pages.
-const PAGE: u64 = 4096;
 /// Most cores that the hypervisor starts.
 const MAX_CPUS: u32 = 8;
 /// Most vCPUs of a VM.
@@ -29,8 +27,6 @@ const MAX_CMDLINE: usize = 1024;
 const RESERVED: Size = Size(256 << 20);
 /// IPA width of a realm unless given.
 const DEFAULT_IPA_BITS: u32 = 40;
-/// Shared peripheral interrupts.
-const SPI: Range<u32> = 32..1020;
 
 /// Where the images of a scenario are.
 #[derive(Debug)]
@@ -172,6 +168,7 @@ fn check_vm(
     let kernel = images.find(source, &vm.kernel);
     let initramfs = vm.initramfs.as_ref().map(|name| images.find(source, name));
     let vcpus = *vm.vcpus.get_ref();
+    let (devices, virtio) = devices::check(source, vm);
     Vm {
         name: vm.name.get_ref().clone(),
         kind: vm.kind,
@@ -184,7 +181,8 @@ fn check_vm(
         priority: vm.priority.as_ref().map_or(DEFAULT_PRIORITY, |p| *p.get_ref()),
         budget: check_budget(source, vm),
         affinity: check_affinity(source, machine, vm),
-        devices: check_devices(source, entry),
+        devices,
+        virtio,
         repeat: vm.repeat.as_ref().map(|r| *r.get_ref()),
         expect: vm.expect,
         expect_reason: vm.expect_reason.as_ref().map(|r| r.get_ref().clone()),
@@ -307,94 +305,6 @@ fn parse_hex(text: &str) -> Option<[u8; 64]> {
         *byte = pair[0] << 4 | pair[1];
     }
     Some(bytes)
-}
-
-/// Devices in their places: none on top of another, of the interrupt controller, or of RAM.
-fn check_devices(source: &mut Source<'_>, entry: &Spanned<format::Vm>) -> Vec<Device> {
-    let vm = entry.get_ref();
-    let Some(list) = &vm.device else { return vec![Device::new(format::DeviceKind::Uart)] };
-    let redistributors = u64::from(*vm.vcpus.get_ref()) * layout::GICR_STRIDE;
-    let ram = vm.memory.get_ref().0;
-    let mut taken = vec![
-        (layout::GICD, layout::GICD_SIZE, "the GIC distributor".to_owned()),
-        (layout::GICR, redistributors, "the GIC redistributors".to_owned()),
-        (layout::RAM, ram, "the VM's memory".to_owned()),
-    ];
-    let mut devices: Vec<Device> = Vec::new();
-    for item in list {
-        let span = item.span();
-        let mut device = Device::new(item.get_ref().kind);
-        if let Some(address) = &item.get_ref().address {
-            device.address = *address.get_ref();
-        }
-        if let Some(interrupt) = &item.get_ref().interrupt {
-            device.interrupt = *interrupt.get_ref();
-        }
-        if device.kind == format::DeviceKind::Flash && !device.is_in_its_place() {
-            source.refuse(&span, "the flash cannot be moved and has no interrupt");
-        }
-        let name = format!("the {} at {:#x}", device.kind.name(), device.address);
-        let end = device.address.saturating_add(device.size);
-        if !device.address.is_multiple_of(PAGE) || end > layout::RAM.saturating_add(ram) {
-            source.refuse(&span, format!("{name} is not at a page below the end of RAM"));
-        }
-        let overlapped = taken
-            .iter()
-            .find(|(start, size, _)| device.address < start.saturating_add(*size) && *start < end);
-        if let Some((_, _, other)) = overlapped {
-            source.refuse(&span, format!("{name} overlaps {other}"));
-            continue;
-        }
-        if devices.iter().any(|other| other.kind == device.kind) {
-            source.refuse(&span, format!("a VM has at most one {}", device.kind.name()));
-        }
-        if device.kind != format::DeviceKind::Flash && !SPI.contains(&device.interrupt) {
-            let (first, last) = (SPI.start, SPI.end - 1);
-            source.refuse(
-                &span,
-                format!("interrupt {} is none of {first} to {last}", device.interrupt),
-            );
-        }
-        taken.push((device.address, device.size, name));
-        devices.push(device);
-    }
-    devices
-}
-
-/// The guest memory map, as numbers.
-mod layout {
-    use vmm_services::layout as map;
-
-    pub(super) const GICD: u64 = map::GICD.get();
-    pub(super) const GICD_SIZE: u64 = map::GICD_SIZE;
-    pub(super) const GICR: u64 = map::GICR.get();
-    pub(super) const GICR_STRIDE: u64 = map::GICR_STRIDE;
-    pub(super) const RAM: u64 = map::RAM.get();
-}
-
-impl Device {
-    /// A device in the place that the guest memory map gives it.
-    fn new(kind: format::DeviceKind) -> Self {
-        use vmm_services::layout;
-
-        match kind {
-            format::DeviceKind::Uart => Self {
-                kind,
-                address: layout::UART.get(),
-                size: layout::UART_SIZE,
-                interrupt: layout::UART_INTID,
-            },
-            format::DeviceKind::Flash => {
-                Self { kind, address: layout::FLASH.get(), size: layout::FLASH_SIZE, interrupt: 0 }
-            }
-        }
-    }
-
-    /// True when the guest memory map puts it here.
-    pub(crate) fn is_in_its_place(&self) -> bool {
-        let usual = Self::new(self.kind);
-        (self.address, self.interrupt) == (usual.address, usual.interrupt)
-    }
 }
 
 fn between_vms(source: &mut Source<'_>, machine: Machine, vms: &[Spanned<format::Vm>]) {

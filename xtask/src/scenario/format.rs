@@ -129,6 +129,8 @@ pub(crate) enum DeviceKind {
     Uart,
     /// Erased flash, which U-Boot wants to see. It has no interrupt and cannot be moved.
     Flash,
+    /// Virtio console.
+    Console,
 }
 
 /// Deliberate faults that the hypervisor can try on itself.
@@ -160,6 +162,6 @@ names! {
     ImageType { Image => "image", Raw => "raw", Elf => "elf" }
     Expect { Off => "off", Stopped => "stopped", Refused => "refused" }
     Hash { Sha256 => "sha256", Sha512 => "sha512" }
-    DeviceKind { Uart => "uart", Flash => "flash" }
+    DeviceKind { Uart => "uart", Flash => "flash", Console => "console" }
     SelfTest { GranuleProtection => "granule-protection" }
 }

@@ -4,6 +4,7 @@
 //! refused with file, line and reason before anything runs.
 
 mod check;
+mod devices;
 mod format;
 mod refusal;
 mod size;
@@ -53,6 +54,8 @@ pub(crate) struct Vm {
     /// One bit per core.
     pub(crate) affinity: Option<u32>,
     pub(crate) devices: Vec<Device>,
+    /// By slot.
+    pub(crate) virtio: Vec<VirtioDevice>,
     pub(crate) repeat: Option<u32>,
     pub(crate) expect: Expect,
     pub(crate) expect_reason: Option<String>,
@@ -79,6 +82,12 @@ pub(crate) struct Device {
     pub(crate) size: u64,
     /// GIC interrupt number.
     pub(crate) interrupt: u32,
+}
+
+/// A virtio device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum VirtioDevice {
+    Console,
 }
 
 /// Values of the command line that take the place of the file's.

@@ -1,0 +1,83 @@
+//! Virtio devices (virtio 1.3), modern only, over MMIO.
+//!
+//! A device is a [`Device`] behind the registers of a [`Transport`]. Its driver in the guest is not
+//! trusted: see [`queue`] for what is done about it. A device is called when its driver sends a
+//! notification or something outside of the VM happened; each call is bounded
+//! ([`queue::DESCRIPTORS_PER_CALL`], [`queue::BYTES_PER_CALL`]) and the rest is left for the next
+//! one, so no guest can hold a core for long by the size of its requests.
+
+mod console;
+mod mmio;
+mod queue;
+
+pub(crate) use console::Console;
+pub(crate) use mmio::Transport;
+pub use queue::{BYTES_PER_CALL, Chain, DESCRIPTORS_PER_CALL, Io, QUEUE_SIZE_MAX, QueueError};
+
+use crate::manifest::VirtioDevice;
+use crate::vm::Context;
+
+/// Most queues of a device.
+pub(crate) const MAX_QUEUES: usize = 2;
+/// Bytes that a device's configuration may have.
+pub(crate) const CONFIG_BYTES: usize = 64;
+
+/// What a kind of device does behind its registers.
+pub(crate) trait Device {
+    /// Device ID (virtio 1.3, 5).
+    fn id(&self) -> u32;
+
+    /// Features offered beside those of the transport.
+    fn features(&self) -> u64 {
+        0
+    }
+
+    /// Number of queues, at most [`MAX_QUEUES`].
+    fn queues(&self) -> usize;
+
+    /// Writes the device's configuration to the start of `config`, which is zero.
+    fn config(&self, _config: &mut [u8; CONFIG_BYTES]) {}
+
+    /// The driver reset the device: forget everything that belongs to a request.
+    fn reset(&mut self) {}
+
+    /// Sees to the queues, after a notification of any of them or an event from outside.
+    ///
+    /// # Errors
+    /// The driver broke the rules of the queues or of the device: it is to reset the device.
+    fn work(&mut self, io: &mut Io<'_>, context: &mut Context<'_>) -> Result<(), QueueError>;
+}
+
+/// The kinds of devices.
+#[derive(Clone, Debug)]
+pub(crate) enum Model {
+    Console(Console),
+}
+
+impl Model {
+    /// The device that the manifest asks for.
+    pub(crate) fn new(device: &VirtioDevice) -> Self {
+        match device {
+            VirtioDevice::Console => Self::Console(Console::default()),
+        }
+    }
+
+    /// The console, if it is one.
+    pub(crate) fn as_console(&mut self) -> Option<&mut Console> {
+        match self {
+            Self::Console(device) => Some(device),
+        }
+    }
+
+    fn device(&self) -> &dyn Device {
+        match self {
+            Self::Console(device) => device,
+        }
+    }
+
+    fn device_mut(&mut self) -> &mut dyn Device {
+        match self {
+            Self::Console(device) => device,
+        }
+    }
+}
