@@ -34,14 +34,13 @@ impl TableMemory for TablePages {
         let order = u8::try_from(order).map_err(|_| OutOfTables)?;
         let mut frames = ledger().alloc(order, Use::Stage2, self.owner).map_err(|_| OutOfTables)?;
         super::bulk::zero(super::phys::bytes_mut(&mut frames));
-        // The token is found again by address in `free`: the ledger keeps use and owner.
+        // Freed again by address: the ledger keeps use and owner.
         Ok(frames.base())
     }
 
     fn free(&mut self, table: PhysAddr, order: u32) {
-        match ledger().adopt(table, 1 << order, Use::Stage2, self.owner) {
-            Ok(frames) => ledger().free(frames),
-            Err(error) => log::error!("stage-2 table at {table} cannot be freed: {error}"),
+        if let Err(error) = ledger().free_untracked(table, 1 << order, Use::Stage2, self.owner) {
+            log::error!("stage-2 table at {table} cannot be freed: {error}");
         }
     }
 

@@ -22,13 +22,13 @@ mod tests;
 use core::fmt;
 
 use arrayvec::ArrayVec;
-use spin::mutex::TicketMutex;
 
 pub use self::census::Census;
 pub use self::frames::{Delegated, Frames, Undelegated, World};
 pub use self::region::MAX_ORDER;
 use self::region::{Region, RegionView, pfn_of};
 pub use self::state::{GranuleState, Owner, RmmUse, Use};
+use crate::sync::Mutex;
 use crate::{PAGE_SIZE, PhysAddr};
 
 /// Most separate parts of RAM, counting a part that the delegable limit cuts as two.
@@ -145,7 +145,7 @@ impl fmt::Display for NotOurs {
 /// [`Ledger::census`], which visits each block once. Where an interrupt handler uses the ledger too,
 /// callers on the same core must mask interrupts around each call.
 pub struct Ledger<'m> {
-    inner: TicketMutex<Inner<'m>>,
+    inner: Mutex<Inner<'m>>,
 }
 
 struct Inner<'m> {
@@ -219,7 +219,7 @@ impl<'m> Ledger<'m> {
                 view.fill_free();
             }
         }
-        Ok(Self { inner: TicketMutex::new(inner) })
+        Ok(Self { inner: Mutex::new(inner) })
     }
 
     /// Takes free granules out of the allocator at boot. Parts of `range` outside RAM are ignored;
@@ -299,21 +299,20 @@ impl<'m> Ledger<'m> {
         self.retire(frames, GranuleState::Free);
     }
 
-    /// A token for granules in the normal world whose token was not kept, for example memory of a VM
-    /// found again in its stage-2 tables.
+    /// Puts granules in the normal world back into the allocator whose token was not kept, for example
+    /// a stage-2 table found again in its parent.
     ///
     /// # Errors
-    /// A granule is not recorded with that use and owner.
-    pub fn adopt(
+    /// A granule is not recorded with that use and owner. Nothing has changed then.
+    pub fn free_untracked(
         &self,
         base: PhysAddr,
         count: u64,
         used_for: Use,
         owner: Owner,
-    ) -> Result<Frames<Undelegated>, NotOurs> {
+    ) -> Result<(), NotOurs> {
         let state = GranuleState::Ns { used_for, owner };
-        self.transition(pfn_of(base), count, state, state)?;
-        Ok(Frames::mint(base.align_down(PAGE_SIZE), count, owner))
+        self.transition(pfn_of(base), count, state, GranuleState::Free)
     }
 
     /// Records that the RMM has accepted the delegation of all granules of the token.

@@ -12,5 +12,6 @@ pub mod machine;
 pub fn check(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound.get_or_insert(preemptions);
+    builder.max_branches = 20_000;
     builder.check(model);
 }
