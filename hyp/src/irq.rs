@@ -41,7 +41,8 @@ pub enum Source {
     VirtualTimer,
     /// The physical timer of the guest whose timer state is on this core.
     PhysicalTimer,
-    /// The GIC asks for maintenance of this core's list registers.
+    /// The GIC asks for maintenance of this core's list registers. Its virtual CPU interface has been
+    /// disabled, which the next entry undoes.
     Maintenance,
     /// A shared peripheral interrupt, by its INTID.
     Spi(u32),
@@ -304,20 +305,22 @@ pub fn enable_ppi(intid: u32, enable: bool) -> Result<(), IrqError> {
     })
 }
 
-/// Makes a per-core interrupt (INTID 16 to 31) active or inactive on this core.
+/// Makes per-core interrupts active or inactive on this core: one bit of `mask` per INTID.
 ///
 /// An interrupt that a guest will deactivate through its list register stays active on the core
 /// where it was taken. It belongs to that vCPU, so it is to be made inactive when another vCPU is
 /// loaded there, and active again where the first one is loaded next.
-pub fn set_ppi_active(intid: u32, active: bool) {
-    let bit = 1_u32.checked_shl(intid).unwrap_or(0);
+pub fn set_ppis_active(mask: u32, active: bool) {
+    if mask == 0 {
+        return;
+    }
     REDISTRIBUTOR.with(|slot| {
         let Some(mut registers) = slot.as_mut().map(UniqueMmioPointer::reborrow) else { return };
         let mut sgi = field!(registers, sgi);
         if active {
-            field!(sgi, isactiver).split()[0].write(bit);
+            field!(sgi, isactiver).split()[0].write(mask);
         } else {
-            field!(sgi, icactiver).split()[0].write(bit);
+            field!(sgi, icactiver).split()[0].write(mask);
         }
     });
 }

@@ -162,9 +162,8 @@ fn step(vcpu: &mut Vcpu, slot: &VcpuSlot) -> Flow {
     if let Some(flow) = prepare(vcpu) {
         return flow;
     }
-    if let Some(active) = vcpu.image().hardware {
-        irq::set_ppi_active(layout::VTIMER_INTID, active);
-    }
+    irq::set_ppis_active(vcpu.image().activate, true);
+    irq::set_ppis_active(vcpu.image().deactivate, false);
     let Some(exit) = vcpu.enter() else {
         return Flow::Again;
     };
@@ -214,20 +213,22 @@ fn with_context<R>(vm: &'static Vm, f: impl FnOnce(&mut Context<'_>) -> R) -> R 
 /// Takes the physical interrupts that made the guest exit; `true` if the core has to pick anew.
 fn take_interrupts(id: VcpuId, services: &mut VmServices) -> bool {
     let mut pick_anew = false;
-    irq::poll(|source| match source {
-        Source::VirtualTimer => {
-            // Stays active until the guest deactivates it through its list register.
-            let _ = services.vgic_mut().raise_hardware(id);
-            Completion::LeaveActive
-        }
-        Source::Kick | Source::HypTimer => {
-            pick_anew = true;
-            Completion::Deactivate
-        }
-        source => {
-            pick_anew |= take_host_interrupt(source);
-            Completion::Deactivate
-        }
+    irq::poll(|source| {
+        let timer = match source {
+            Source::VirtualTimer => layout::VTIMER_INTID,
+            Source::PhysicalTimer => layout::PTIMER_INTID,
+            Source::Kick | Source::HypTimer => {
+                pick_anew = true;
+                return Completion::Deactivate;
+            }
+            source => {
+                pick_anew |= take_host_interrupt(source);
+                return Completion::Deactivate;
+            }
+        };
+        // Stays active until the guest deactivates it through its list register.
+        let _ = services.vgic_mut().raise_hardware(id, timer);
+        Completion::LeaveActive
     });
     pick_anew
 }

@@ -59,6 +59,8 @@ register_file! {
         cntkctl = "cntkctl_el1",
         cntv_cval = "cntv_cval_el0",
         cntv_ctl = "cntv_ctl_el0",
+        cntp_cval = "cntp_cval_el0",
+        cntp_ctl = "cntp_ctl_el0",
         vmpidr = "vmpidr_el2",
         cntvoff = "cntvoff_el2",
     }
@@ -156,10 +158,10 @@ impl El1State {
         Self { base, keys: PointerKeys::default(), fp }
     }
 
-    /// Takes the state out of this core's registers and stops the guest's timer on it.
+    /// Takes the state out of this core's registers and stops the guest's timers on it.
     pub fn save(&mut self) {
         self.base.save();
-        write_sysreg!("cntv_ctl_el0", 0);
+        super::timer::stop_guest_timers();
         if super::id_regs::has_pointer_authentication() {
             self.keys.save();
         }
@@ -192,32 +194,18 @@ impl El1State {
     }
 }
 
-/// The virtual timer of the vCPU that this core has loaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VirtualTimer {
-    ctl: u64,
-    /// Compare value in ticks of the guest's virtual counter (`CNTV_CVAL_EL0`).
-    pub cval: u64,
-}
-
-impl VirtualTimer {
-    /// Reads the registers of this core.
-    #[must_use]
-    pub fn read() -> Self {
-        Self { ctl: read_sysreg!("cntv_ctl_el0"), cval: read_sysreg!("cntv_cval_el0") }
-    }
-
-    /// Whether it can raise its interrupt: enabled and not masked.
-    #[must_use]
-    pub fn is_armed(self) -> bool {
-        self.ctl & 0b11 == 0b01
-    }
-
-    /// Whether it raises its interrupt now.
-    #[must_use]
-    pub fn is_asserted(self) -> bool {
-        self.ctl & 0b111 == 0b101
-    }
+/// Value of the physical counter at which the first timer of the loaded vCPU fires that can; `None`
+/// while none can.
+#[must_use]
+pub fn timer_deadline() -> Option<u64> {
+    /// `CNTx_CTL_EL0`: ENABLE, and IMASK clear.
+    const ENABLED: u64 = 0b01;
+    const IMASK_ENABLE: u64 = 0b11;
+    let armed = |control: u64| control & IMASK_ENABLE == ENABLED;
+    let virtual_timer = armed(read_sysreg!("cntv_ctl_el0"))
+        .then(|| read_sysreg!("cntv_cval_el0").wrapping_add(read_sysreg!("cntvoff_el2")));
+    let physical_timer = armed(read_sysreg!("cntp_ctl_el0")).then(|| read_sysreg!("cntp_cval_el0"));
+    [virtual_timer, physical_timer].into_iter().flatten().min()
 }
 
 /// Translates a virtual address of the loaded vCPU by its own stage-1 tables, as a read at EL1;

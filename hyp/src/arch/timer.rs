@@ -50,11 +50,22 @@ pub fn init() -> Result<u64, NoFrequency> {
     Ok(hz)
 }
 
-/// Prepares this core: guests may read the counters and use the EL1 timers, the EL2 timer is off.
+/// Prepares this core: guests may read the counters and use both EL1 timers, which are off, as is
+/// the EL2 timer.
+///
+/// Their physical counter is the machine's own. To give it an offset, `CNTPOFF_EL2`, takes a feature
+/// that few cores have and that EL3 must have enabled.
 pub fn init_core() {
     disarm();
     CNTHCTL_EL2.write(CNTHCTL_EL2::EL1PCTEN::SET + CNTHCTL_EL2::EL1PCEN::SET);
     CNTVOFF_EL2.set(0);
+    stop_guest_timers();
+}
+
+/// Turns off both EL1 timers of this core.
+pub fn stop_guest_timers() {
+    write_sysreg!("cntv_ctl_el0", 0);
+    write_sysreg!("cntp_ctl_el0", 0);
 }
 
 /// Frequency of the system counter in Hz.

@@ -57,8 +57,6 @@ bitflags! {
 const CPTR: u64 = 0x33ff | 1 << 20 | 1 << 30;
 /// `MDCR_EL2`: debug, OS lock, PMU, trace filter and debug channel registers trap.
 const MDCR: u64 = 1 << 27 | 1 << 19 | 1 << 11 | 1 << 10 | 1 << 9 | 1 << 6 | 1 << 5;
-/// `CNTHCTL_EL2` with E2H = 0: the guest reads the counters; its physical timer traps.
-const CNTHCTL: u64 = 0b01;
 
 /// Configures this core for running normal VMs.
 pub fn configure() {
@@ -69,6 +67,5 @@ pub fn configure() {
     write_sysreg!("cptr_el2", CPTR);
     write_sysreg!("mdcr_el2", MDCR | read_sysreg!("mdcr_el2") & 0x1f);
     write_sysreg!("hstr_el2", 0);
-    write_sysreg!("cnthctl_el2", CNTHCTL);
     write_sysreg!("vpidr_el2", read_sysreg!("midr_el1"));
 }

@@ -92,7 +92,7 @@ impl VirtualInterface {
             self.ap0r[index] = read_ap0r(index);
             self.ap1r[index] = read_ap1r(index);
         }
-        write_sysreg!("ich_hcr_el2", 0);
+        disable();
     }
 
     /// Puts the state into this core, with all list registers empty.

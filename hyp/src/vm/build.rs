@@ -8,6 +8,7 @@ use super::vcpu::{self, Kind, Vcpu};
 use super::{BUNDLE, Reason, Space, VMS, Vm, lifecycle};
 use crate::arch::sysreg::{read_sysreg, write_sysreg};
 use crate::arch::{cpu, timer, tlb, vgic_hw};
+use crate::irq;
 use crate::run::{self, SCHEDULER};
 use crate::sync::Lock;
 use arrayvec::ArrayVec;
@@ -17,7 +18,7 @@ use sched::{Budget, CoreSet, Params};
 use spin::Once;
 use vmm_services::loader::{self, FDT_MAX, LoadPlan, Source};
 use vmm_services::manifest::{Bundle, VmSpec};
-use vmm_services::vgic::VgicConfig;
+use vmm_services::vgic::{HardwarePpi, VgicConfig};
 use vmm_services::vm::ServicesConfig;
 use vmm_services::{MAX_VCPUS, VcpuId, VmServices, layout};
 
@@ -156,7 +157,7 @@ fn build_normal(
         vgic: VgicConfig {
             vcpus: spec.vcpus,
             list_registers: vgic_hw::list_registers(),
-            hardware_ppi: Some(layout::VTIMER_INTID),
+            hardware_ppis: timer_interrupts(),
         },
         realm_ipa_bits: None,
         uart: spec.devices.uart,
@@ -171,6 +172,15 @@ fn build_normal(
         add_vcpu(vm, spec, id, kind)?;
     }
     map_stray_granule(vm, spec)
+}
+
+/// A guest's timers are the core's own, so their interrupts are tied to the machine's.
+fn timer_interrupts() -> [Option<HardwarePpi>; 2] {
+    let machine = irq::ppis();
+    [
+        Some(HardwarePpi { guest: layout::VTIMER_INTID, physical: machine.virtual_timer }),
+        Some(HardwarePpi { guest: layout::PTIMER_INTID, physical: machine.physical_timer }),
+    ]
 }
 
 fn build_realm(
@@ -189,7 +199,7 @@ fn build_realm(
         vgic: VgicConfig {
             vcpus: spec.vcpus,
             list_registers: super::realm::list_registers(rmm),
-            hardware_ppi: None,
+            hardware_ppis: [None; 2],
         },
         realm_ipa_bits: ipa_bits,
         uart: spec.devices.uart,

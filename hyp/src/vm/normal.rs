@@ -1,6 +1,6 @@
 //! A vCPU of a normal VM: its registers are ours, and we enter it by `eret`.
 
-use crate::arch::el1::{self, El1State, Injection, PSTATE_RESET, VirtualTimer};
+use crate::arch::el1::{self, El1State, Injection, PSTATE_RESET};
 use crate::arch::esr::{self, Esr, SysRegAccess, class};
 use crate::arch::guest::{self, GuestContext, Trap};
 use crate::arch::id_regs;
@@ -94,13 +94,6 @@ impl NormalVcpu {
         let trap = guest::enter(&mut self.context);
         vgic_hw::store(&mut self.image);
         trap
-    }
-
-    /// Physical counter value at which the guest's virtual timer fires; `None` while it cannot.
-    #[must_use]
-    pub fn timer_deadline(&self) -> Option<u64> {
-        let timer = VirtualTimer::read();
-        timer.is_armed().then(|| timer.cval.wrapping_add(self.el1.counter_offset()))
     }
 
     /// Ticks between the physical and the guest's virtual counter.

@@ -5,7 +5,7 @@ use super::rec::RecVcpu;
 use super::{Vm, stats::Cause};
 use crate::arch::guest::Trap;
 use crate::arch::percpu::core_index;
-use crate::arch::timer;
+use crate::arch::{el1, mitigation, timer, tlb};
 use crate::irq;
 use crate::monitor::trace;
 use crate::run::SCHEDULER;
@@ -14,9 +14,9 @@ use core::sync::atomic::Ordering;
 use mm::Ipa;
 use sched::lifecycle::VcpuStatus;
 use sched::{CoreId, CoreSet, EntityId};
+use vmm_services::VcpuId;
 use vmm_services::exit::{Exit, FatalCause, Resume};
 use vmm_services::vgic::{LrImage, Vgic};
-use vmm_services::{VcpuId, layout};
 
 /// Most vCPUs of all VMs together.
 pub const MAX_ENTITIES: usize = 32;
@@ -106,12 +106,10 @@ impl Vcpu {
     pub fn load(&mut self) {
         if let Kind::Normal(vcpu) = &mut self.kind {
             let vttbr = crate::run::vttbr(self.vm);
-            crate::arch::mitigation::isolate();
-            crate::arch::tlb::load(vttbr);
+            mitigation::isolate();
+            tlb::load(vttbr);
             vcpu.load();
-            if self.has_active_timer_interrupt() {
-                irq::set_ppi_active(layout::VTIMER_INTID, true);
-            }
+            irq::set_ppis_active(self.active_timer_interrupts(), true);
         }
     }
 
@@ -119,19 +117,17 @@ impl Vcpu {
     pub fn unload(&mut self) {
         if let Kind::Normal(vcpu) = &mut self.kind {
             vcpu.unload();
-            crate::arch::tlb::unload();
-            if self.has_active_timer_interrupt() {
-                irq::set_ppi_active(layout::VTIMER_INTID, false);
-            }
+            tlb::unload();
+            irq::set_ppis_active(self.active_timer_interrupts(), false);
         }
     }
 
-    /// Whether this vCPU's virtual timer interrupt is between being taken by us and deactivated by
-    /// the guest. The active state in the GIC then goes with the vCPU from core to core: left
-    /// behind, it would keep the timer of whoever runs there next from firing.
-    fn has_active_timer_interrupt(&self) -> bool {
+    /// Physical interrupts of this vCPU's timers that are between being taken by us and deactivated
+    /// by the guest, one bit per INTID. Their active state in the GIC goes with the vCPU from core to
+    /// core: left behind, it would keep the timers of whoever runs there next from firing.
+    fn active_timer_interrupts(&self) -> u32 {
         let services = self.vm.services.lock();
-        services.as_ref().is_some_and(|services| services.vgic().hardware_active(self.id))
+        services.as_ref().map_or(0, |services| services.vgic().hardware_active(self.id))
     }
 
     /// Its list registers.
@@ -175,7 +171,7 @@ impl Vcpu {
     #[must_use]
     pub fn timer_deadline(&self) -> Option<u64> {
         let ticks = match &self.kind {
-            Kind::Normal(vcpu) => vcpu.timer_deadline(),
+            Kind::Normal(_) => el1::timer_deadline(),
             Kind::Rec(vcpu) => vcpu.timer_deadline(),
         };
         ticks.map(timer::ticks_to_ns)

@@ -149,9 +149,11 @@ pub struct LrImage {
     pub used: usize,
     /// In: the wanted control bits, without `En`.
     pub hcr: HcrBits,
-    /// In: if given, the physical interrupt behind [`crate::vgic::VgicConfig::hardware_ppi`] has to
-    /// be made active or inactive on this core first: the guest wrote its state.
-    pub hardware: Option<bool>,
+    /// In: physical PPIs, one bit per INTID of the machine, that have to be made active on this core
+    /// first, since the guest wrote the state of what is tied to them.
+    pub activate: u32,
+    /// In: the same, for those to be made inactive.
+    pub deactivate: u32,
     /// Out: the `EOIcount` field of ICH_HCR_EL2 (bits 31 to 27).
     pub eoi_count: u8,
     /// Out: ICH_VMCR_EL2, whose priority mask tells what can wake the vCPU.
@@ -164,7 +166,8 @@ impl LrImage {
         lrs: [ListRegister::EMPTY; MAX_LRS],
         used: 0,
         hcr: HcrBits::empty(),
-        hardware: None,
+        activate: 0,
+        deactivate: 0,
         eoi_count: 0,
         vmcr: 0,
     };

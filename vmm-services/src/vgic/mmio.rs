@@ -301,7 +301,7 @@ impl Vgic {
                 | BankRegister::SetActive
                 | BankRegister::ClearActive
         );
-        if hardware && changed & self.hardware_bit() != 0 {
+        if hardware && changed & self.tied != 0 {
             self.hardware_written(vcpu);
         }
         self.private_changed(vcpu, changed)

@@ -19,7 +19,7 @@
 //!
 //! A list register cannot follow a line. It asks for a maintenance interrupt at deactivation
 //! instead, and the exit samples the line again. An interrupt that is tied to a physical one
-//! ([`VgicConfig::hardware_ppi`]) needs none: the guest's deactivation deactivates the physical
+//! ([`VgicConfig::hardware_ppis`]) needs none: the guest's deactivation deactivates the physical
 //! interrupt, which fires again if its line is still high.
 
 mod bank;
@@ -51,20 +51,32 @@ pub struct VgicConfig {
     /// Number of list registers of the virtual CPU interface, 2 to [`MAX_LRS`]; clamped. All known
     /// implementations have four or more, and with one there is no way to learn that it is free.
     pub list_registers: usize,
-    /// A PPI that is tied to the physical interrupt of the same number by the HW bit of its list
-    /// register. For a REC this must be `None`.
-    pub hardware_ppi: Option<u32>,
+    /// PPIs that are tied to physical ones by the HW bit of their list registers. For a REC there
+    /// must be none.
+    pub hardware_ppis: [Option<HardwarePpi>; MAX_HARDWARE_PPIS],
+}
+
+/// Most PPIs that can be tied to physical ones: those of the virtual and the physical timer.
+pub const MAX_HARDWARE_PPIS: usize = 2;
+
+/// A PPI of the guest that is tied to a PPI of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HardwarePpi {
+    /// INTID that the guest sees, 16 to 31.
+    pub guest: u32,
+    /// INTID of the machine's interrupt, 16 to 31.
+    pub physical: u32,
 }
 
 /// What belongs to one vCPU.
 #[derive(Clone, Debug)]
 struct Private {
     bank: Bank,
-    /// Whether the physical interrupt behind `hardware_ppi` is active on behalf of this vCPU.
-    hardware_active: bool,
-    /// Whether the guest changed that other than by deactivation, so that the physical interrupt
-    /// controller does not know it yet.
-    hardware_stale: bool,
+    /// Tied interrupts whose physical one is active on behalf of this vCPU.
+    hardware_active: u32,
+    /// Tied interrupts where the guest changed that other than by deactivation, so that the
+    /// physical interrupt controller does not know it yet.
+    hardware_stale: u32,
     /// Interrupts in the list registers, in order, while they are lent out.
     lent: [u8; MAX_LRS],
     lent_count: usize,
@@ -77,8 +89,8 @@ struct Private {
 impl Private {
     const RESET: Self = Self {
         bank: Bank::new(PRIVATE_LEVEL),
-        hardware_active: false,
-        hardware_stale: false,
+        hardware_active: 0,
+        hardware_stale: 0,
         lent: [0; MAX_LRS],
         lent_count: 0,
         vmcr: 0,
@@ -126,6 +138,8 @@ impl Shared {
 #[derive(Clone, Debug)]
 pub struct Vgic {
     config: VgicConfig,
+    /// The tied interrupts, one bit each.
+    tied: u32,
     groups: Groups,
     private: [Private; MAX_VCPUS],
     shared: [Shared; SHARED_BANKS],
@@ -138,10 +152,13 @@ impl Vgic {
         let config = VgicConfig {
             vcpus: config.vcpus.clamp(1, MAX_VCPUS),
             list_registers: config.list_registers.clamp(2, MAX_LRS),
-            hardware_ppi: config.hardware_ppi.filter(|ppi| (16..32).contains(ppi)),
+            hardware_ppis: config.hardware_ppis.map(|tied| {
+                tied.filter(|ppi| [ppi.guest, ppi.physical].iter().all(|id| (16..32).contains(id)))
+            }),
         };
         Self {
             config,
+            tied: config.hardware_ppis.iter().flatten().fold(0, |mask, ppi| mask | 1 << ppi.guest),
             groups: Groups::default(),
             private: [const { Private::RESET }; MAX_VCPUS],
             shared: [const { Shared::RESET }; SHARED_BANKS],
@@ -158,9 +175,10 @@ impl Vgic {
         VcpuSet::first(self.config.vcpus).iter()
     }
 
-    /// Bit of the tied interrupt in a private bank; zero if there is none.
-    fn hardware_bit(&self) -> u32 {
-        self.config.hardware_ppi.map_or(0, |ppi| 1 << ppi)
+    /// Machine's INTIDs, one bit each, of the tied interrupts in `mask`.
+    fn physical(&self, mask: u32) -> u32 {
+        let tied = self.config.hardware_ppis.iter().flatten();
+        tied.filter(|ppi| mask >> ppi.guest & 1 != 0).fold(0, |bits, ppi| bits | 1 << ppi.physical)
     }
 
     /// Drives the line of a PPI (16 to 31) of `vcpu` high or low; other numbers are ignored.
@@ -187,23 +205,23 @@ impl Vgic {
         self.shared_changed(index, if high { bit } else { 0 })
     }
 
-    /// The physical interrupt behind `hardware_ppi` was taken on behalf of `vcpu`.
+    /// The physical interrupt behind the tied `intid` was taken on behalf of `vcpu`.
     ///
     /// It is to stay active in the physical interrupt controller (priority dropped, not
-    /// deactivated) until the guest deactivates it.
-    pub fn raise_hardware(&mut self, vcpu: VcpuId) -> VcpuSet {
-        let bit = self.hardware_bit();
+    /// deactivated) until the guest deactivates it. An interrupt that is not tied is ignored.
+    pub fn raise_hardware(&mut self, vcpu: VcpuId, intid: u32) -> VcpuSet {
+        let bit = 1_u32.checked_shl(intid).unwrap_or(0) & self.tied;
         let private = &mut self.private[vcpu.index()];
         private.bank.set_pending(bit);
-        private.hardware_active = bit != 0;
+        private.hardware_active |= bit;
         self.private_changed(vcpu, bit)
     }
 
-    /// Whether the physical interrupt behind `hardware_ppi` is to be active on the core that runs
+    /// Which physical PPIs, one bit per INTID of the machine, are to be active on the core that runs
     /// `vcpu`. To be copied to the physical interrupt controller when a core takes up the vCPU.
     #[must_use]
-    pub fn hardware_active(&self, vcpu: VcpuId) -> bool {
-        self.private[vcpu.index()].hardware_active
+    pub fn hardware_active(&self, vcpu: VcpuId) -> u32 {
+        self.physical(self.private[vcpu.index()].hardware_active)
     }
 
     /// Starts `vcpu` afresh: its CPU interface has been reset, so nothing of its own is active.
@@ -242,16 +260,14 @@ impl Vgic {
         kick
     }
 
-    /// Derives the state of the physical interrupt after the guest wrote that of the virtual one.
+    /// Derives the state of the physical interrupts after the guest wrote that of the virtual ones.
     fn hardware_written(&mut self, vcpu: VcpuId) {
-        let bit = self.hardware_bit();
+        let tied = self.tied;
         let private = &mut self.private[vcpu.index()];
         let bank = &private.bank;
-        let active = (bank.active | bank.pending | bank.latched) & bit != 0;
-        if active != private.hardware_active {
-            private.hardware_active = active;
-            private.hardware_stale = true;
-        }
+        let active = (bank.active | bank.pending | bank.latched) & tied;
+        private.hardware_stale |= active ^ private.hardware_active;
+        private.hardware_active = active;
     }
 }
 

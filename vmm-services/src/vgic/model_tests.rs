@@ -6,8 +6,10 @@
 //! interrupt. The same guest runs on both; it must get the same interrupts in the same order, and
 //! read the same registers.
 
-use super::tests::{CONFIG, VMCR, access, cpu, started, word};
-use super::{Frame, HcrBits, ListRegister, LrImage, LrState, SgiGroup, Vgic, VgicConfig};
+use super::tests::{CONFIG, TIED, VMCR, access, cpu, started, word};
+use super::{
+    Frame, HardwarePpi, HcrBits, ListRegister, LrImage, LrState, SgiGroup, Vgic, VgicConfig,
+};
 use crate::ids::VcpuSet;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -15,9 +17,8 @@ use std::vec;
 use std::vec::Vec;
 
 const VCPUS: usize = 3;
-/// Few interrupts, so that they meet often. 27 is the tied one where there is one.
-const INTIDS: [u32; 11] = [0, 1, 15, 16, 27, 31, 32, 33, 40, 63, 127];
-const TIED: u32 = 27;
+/// Few interrupts, so that they meet often. 27 and 30 are tied where there are tied ones.
+const INTIDS: [u32; 12] = [0, 1, 15, 16, 27, 30, 31, 32, 33, 40, 63, 127];
 const EOI_MODE: u64 = 1 << 9;
 const IDLE: u8 = 0xff;
 
@@ -113,8 +114,8 @@ impl Model {
 struct Interface {
     image: LrImage,
     running: Vec<(u32, u8)>,
-    /// Whether the physical interrupt behind the tied one is active.
-    physical_active: bool,
+    /// Active physical interrupts, one bit each.
+    physical_active: u32,
 }
 
 impl Interface {
@@ -145,8 +146,9 @@ impl Interface {
         let lr = self.image.lrs[index];
         self.set_state(index, if lr.state() == LrState::PendingActive { 1 } else { 0 });
         if lr.is_hardware() {
-            assert!(self.physical_active, "what is deactivated was active");
-            self.physical_active = false;
+            let physical = 1 << (lr.bits() >> 32 & 0x1f);
+            assert!(self.physical_active & physical != 0, "what is deactivated was active");
+            self.physical_active &= !physical;
         }
         true
     }
@@ -167,18 +169,58 @@ impl Interface {
     }
 }
 
+/// Whom an SGI is for.
+#[derive(Clone, Copy, Debug)]
+enum Targets {
+    /// A list of Aff0 values.
+    List(u8),
+    /// The same list under another Aff1, Aff2, Aff3 or range of Aff0, where no vCPU is.
+    Nowhere { list: u8, shift: u32 },
+    /// All but the sender (Interrupt_Routing_Mode 1), whatever the other fields are.
+    AllOthers { ignored: u8 },
+}
+
+impl Targets {
+    fn contains(self, from: usize, vcpu: usize) -> bool {
+        match self {
+            Self::List(list) => list >> vcpu & 1 != 0,
+            Self::Nowhere { .. } => false,
+            Self::AllOthers { .. } => vcpu != from,
+        }
+    }
+
+    /// The fields of ICC_SGI1R_EL1.
+    fn bits(self) -> u64 {
+        match self {
+            Self::List(list) => u64::from(list),
+            Self::Nowhere { list, shift } => u64::from(list) | 1 << shift,
+            Self::AllOthers { ignored } => 1 << 40 | u64::from(ignored) << 16 | u64::from(ignored),
+        }
+    }
+}
+
+fn targets() -> impl Strategy<Value = Targets> {
+    prop_oneof![
+        4 => (0u8..8).prop_map(Targets::List),
+        // Lowest bits of Aff1, Aff2, range selector and Aff3.
+        1 => (0u8..8, prop::sample::select(vec![16u32, 32, 44, 48]))
+            .prop_map(|(list, shift)| Targets::Nowhere { list, shift }),
+        2 => any::<u8>().prop_map(|ignored| Targets::AllOthers { ignored }),
+    ]
+}
+
 /// What happens to the machine between entries.
 #[derive(Clone, Debug)]
 enum Event {
     Line { vcpu: usize, intid: u32, high: bool },
-    Sgi { from: usize, targets: u8, intid: u32 },
+    Sgi { from: usize, targets: Targets, intid: u32 },
     Enable { vcpu: usize, intid: u32, on: bool },
     Pend { vcpu: usize, intid: u32, on: bool },
     Priority { vcpu: usize, intid: u32, priority: u8 },
     Trigger { intid: u32, edge: bool },
     Route { intid: u32, target: usize },
     Forward(bool),
-    PhysicalTimer { vcpu: usize },
+    PhysicalTimer { vcpu: usize, which: usize },
 }
 
 /// What a guest does while it runs.
@@ -204,7 +246,7 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         6 => (vcpu.clone(), prop::sample::select(INTIDS[3..].to_vec()), any::<bool>())
             .prop_map(|(vcpu, intid, high)| Event::Line { vcpu, intid, high }),
-        4 => (vcpu.clone(), 0u8..8, prop::sample::select(vec![0u32, 1, 15]))
+        4 => (vcpu.clone(), targets(), prop::sample::select(vec![0u32, 1, 15]))
             .prop_map(|(from, targets, intid)| Event::Sgi { from, targets, intid }),
         3 => private_or_shared.clone().prop_map(|(vcpu, intid, on)| Event::Enable { vcpu, intid, on }),
         2 => private_or_shared.clone().prop_map(|(vcpu, intid, on)| Event::Pend { vcpu, intid, on }),
@@ -216,7 +258,8 @@ fn event() -> impl Strategy<Value = Event> {
         2 => (prop::sample::select(vec![32u32, 33, 40, 63, 127]), 0..VCPUS + 1)
             .prop_map(|(intid, target)| Event::Route { intid, target }),
         1 => prop::bool::weighted(0.8).prop_map(Event::Forward),
-        2 => vcpu.prop_map(|vcpu| Event::PhysicalTimer { vcpu }),
+        2 => (vcpu, 0..TIED.len())
+            .prop_map(|(vcpu, which)| Event::PhysicalTimer { vcpu, which }),
     ]
 }
 
@@ -242,9 +285,9 @@ struct Rig {
 
 impl Rig {
     fn new(list_registers: usize, tied: bool, eoi_mode: bool) -> Self {
-        let hardware_ppi = tied.then_some(TIED);
+        let hardware_ppis = if tied { TIED } else { [None; 2] };
         let mut rig = Self {
-            vgic: started(VgicConfig { vcpus: VCPUS, list_registers, hardware_ppi }),
+            vgic: started(VgicConfig { vcpus: VCPUS, list_registers, hardware_ppis }),
             model: Model::new(tied),
             interfaces: Default::default(),
             eoi_mode,
@@ -273,8 +316,8 @@ impl Rig {
     fn apply(&mut self, event: &Event) {
         let before: Vec<_> = (0..VCPUS).map(|vcpu| self.model.signalled(vcpu)).collect();
         let kick = match *event {
-            // The tied interrupt has no line of its own.
-            Event::Line { intid: TIED, .. } | Event::Pend { intid: TIED, .. }
+            // The tied interrupts have no line of their own.
+            Event::Line { intid: 27 | 30, .. } | Event::Pend { intid: 27 | 30, .. }
                 if self.model.tied =>
             {
                 VcpuSet::EMPTY
@@ -288,10 +331,10 @@ impl Rig {
                 }
             }
             Event::Sgi { from, targets, intid } => {
-                for vcpu in (0..VCPUS).filter(|v| targets >> v & 1 != 0) {
+                for vcpu in (0..VCPUS).filter(|vcpu| targets.contains(from, *vcpu)) {
                     self.model.at(vcpu, intid).latch = true;
                 }
-                let value = u64::from(intid) << 24 | u64::from(targets);
+                let value = u64::from(intid) << 24 | targets.bits();
                 self.vgic.generate_sgi(cpu(from), SgiGroup::Group1, value)
             }
             Event::Enable { vcpu, intid, on } => {
@@ -333,14 +376,16 @@ impl Rig {
                 self.model.forwarding = on;
                 access(&mut self.vgic, Frame::Distributor, 0, Some(u32::from(on) << 1)).1
             }
-            Event::PhysicalTimer { vcpu } => {
+            Event::PhysicalTimer { vcpu, which } => {
+                let Some(timer) = TIED[which].filter(|_| self.model.tied) else { return };
+                let physical = 1 << timer.physical;
                 // It cannot fire while it is active.
-                if !self.model.tied || self.interfaces[vcpu].physical_active {
+                if self.interfaces[vcpu].physical_active & physical != 0 {
                     return;
                 }
-                self.interfaces[vcpu].physical_active = true;
-                self.model.at(vcpu, TIED).latch = true;
-                self.vgic.raise_hardware(cpu(vcpu))
+                self.interfaces[vcpu].physical_active |= physical;
+                self.model.at(vcpu, timer.guest).latch = true;
+                self.vgic.raise_hardware(cpu(vcpu), timer.guest)
             }
         };
         for (vcpu, before) in before.into_iter().enumerate() {
@@ -354,9 +399,8 @@ impl Rig {
         let interface = &mut self.interfaces[vcpu];
         interface.image.eoi_count = 0;
         self.vgic.flush(cpu(vcpu), &mut interface.image);
-        if let Some(active) = interface.image.hardware {
-            interface.physical_active = active;
-        }
+        interface.physical_active |= interface.image.activate;
+        interface.physical_active &= !interface.image.deactivate;
     }
 
     fn leave(&mut self, vcpu: usize) {
@@ -471,8 +515,11 @@ proptest! {
 
 #[test]
 fn configuration_is_clamped() {
-    let odd = VgicConfig { vcpus: 99, list_registers: 0, hardware_ppi: Some(3) };
+    let [virtual_timer, _] = TIED;
+    let hardware_ppis = [Some(HardwarePpi { guest: 3, physical: 27 }), virtual_timer];
+    let odd = VgicConfig { vcpus: 99, list_registers: 0, hardware_ppis };
     let config = *Vgic::new(odd).config();
-    assert_eq!(config, VgicConfig { vcpus: 16, list_registers: 2, hardware_ppi: None });
+    let hardware_ppis = [None, virtual_timer];
+    assert_eq!(config, VgicConfig { vcpus: 16, list_registers: 2, hardware_ppis });
     assert_eq!(*Vgic::new(CONFIG).config(), CONFIG);
 }

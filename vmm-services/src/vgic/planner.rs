@@ -43,8 +43,14 @@ impl Vgic {
         let private = &mut self.private[vcpu.index()];
         private.lent_count = count;
         private.lent.iter_mut().zip(chosen).for_each(|(slot, &intid)| *slot = intid);
-        image.hardware = private.hardware_stale.then_some(private.hardware_active);
-        private.hardware_stale = false;
+        let stale = core::mem::take(&mut private.hardware_stale);
+        image.activate = 0;
+        image.deactivate = 0;
+        if stale != 0 {
+            let active = private.hardware_active;
+            image.activate = self.physical(stale & active);
+            image.deactivate = self.physical(stale & !active);
+        }
     }
 
     /// Takes back what `vcpu` did with `image`. Call right after every exit, before anything else is
@@ -108,7 +114,7 @@ impl Vgic {
             return;
         }
         self.private[vcpu.index()].bank.set_active(bit, false);
-        if bit == self.hardware_bit() {
+        if bit & self.tied != 0 {
             self.hardware_written(vcpu);
         }
     }
@@ -172,7 +178,8 @@ impl Vgic {
         let groups = self.groups;
         let index = intid % 32;
         let bit = 1_u32 << index;
-        let hardware = intid < 32 && bit == self.hardware_bit();
+        let tied = self.config.hardware_ppis.iter().flatten();
+        let physical = tied.copied().find(|ppi| ppi.guest == u32::from(intid));
         let (bank, moved) = match usize::from(intid / 32) {
             0 => (&mut self.private[vcpu.index()].bank, 0),
             n => match self.shared.get_mut(n - 1) {
@@ -187,7 +194,7 @@ impl Vgic {
         let pending = bank.wanting(groups) & bit != 0;
         let state = match (active, pending) {
             // Tied interrupts cannot be both (Arm IHI 0069, ICH_LRn_EL2.State).
-            (true, true) if !hardware && !resample => LrState::PendingActive,
+            (true, true) if physical.is_none() && !resample => LrState::PendingActive,
             (true, _) => LrState::Active,
             (false, _) => LrState::Pending,
         };
@@ -198,10 +205,10 @@ impl Vgic {
             state,
         );
         bank.lend(bit, state != LrState::Active);
-        match (hardware, resample) {
-            (true, _) => lr.with_hardware(u32::from(intid)),
-            (false, true) => lr.with_eoi_maintenance(),
-            (false, false) => lr,
+        match (physical, resample) {
+            (Some(ppi), _) => lr.with_hardware(ppi.physical),
+            (None, true) => lr.with_eoi_maintenance(),
+            (None, false) => lr,
         }
     }
 
@@ -240,7 +247,7 @@ impl Vgic {
 
     /// Takes lent interrupts back, as the list registers of `image` have them now.
     fn reclaim(&mut self, vcpu: VcpuId, image: &LrImage) {
-        let hardware_bit = self.hardware_bit();
+        let tied = self.tied;
         let private = &mut self.private[vcpu.index()];
         let lent = private.lent;
         let count = core::mem::take(&mut private.lent_count).min(MAX_LRS);
@@ -256,8 +263,8 @@ impl Vgic {
             if intid < 32 {
                 let private = &mut self.private[vcpu.index()];
                 private.bank.unlist(bit, pending, active);
-                if bit == hardware_bit && state == LrState::Invalid {
-                    private.hardware_active = private.bank.pending & bit != 0;
+                if bit & tied != 0 && state == LrState::Invalid {
+                    private.hardware_active &= !bit | private.bank.pending;
                 }
             } else if let Some(shared) = self.shared.get_mut(usize::from(intid / 32) - 1) {
                 shared.bank.unlist(bit, pending, active);

@@ -1,4 +1,6 @@
-use super::{Frame, FrameAccess, LrImage, LrState, MAX_INTID, SgiGroup, Vgic, VgicConfig};
+use super::{
+    Frame, FrameAccess, HardwarePpi, LrImage, LrState, MAX_INTID, SgiGroup, Vgic, VgicConfig,
+};
 use crate::exit::{Access, MmioAccess, Width};
 use crate::ids::{VcpuId, VcpuSet};
 use mm::Ipa;
@@ -6,7 +8,10 @@ use proptest::prelude::*;
 use std::vec::Vec;
 
 pub(super) const CONFIG: VgicConfig =
-    VgicConfig { vcpus: 2, list_registers: 4, hardware_ppi: None };
+    VgicConfig { vcpus: 2, list_registers: 4, hardware_ppis: [None; 2] };
+/// Both timers, of which a machine has one elsewhere than its guests.
+pub(super) const TIED: [Option<HardwarePpi>; 2] =
+    [Some(HardwarePpi { guest: 27, physical: 20 }), Some(HardwarePpi { guest: 30, physical: 30 })];
 /// ICH_VMCR_EL2 of a guest that has everything enabled.
 pub(super) const VMCR: u64 = 0xf8 << 24 | 0b11;
 
@@ -293,28 +298,40 @@ fn writes_by_others_outlast_the_list_register() {
 
 #[test]
 fn the_tied_timer_is_deactivated_by_the_guest() {
-    let mut vgic = started(VgicConfig { hardware_ppi: Some(27), ..CONFIG });
+    let mut vgic = started(VgicConfig { hardware_ppis: TIED, ..CONFIG });
     enable(&mut vgic, 0, 27, 0xa0);
-    let _ = vgic.raise_hardware(cpu(0));
-    assert!(vgic.hardware_active(cpu(0)));
+    let _ = vgic.raise_hardware(cpu(0), 27);
+    assert_eq!(vgic.hardware_active(cpu(0)), 1 << 20);
     let image = flushed(&mut vgic, 0);
-    assert_eq!(image.lrs[0].bits(), 1 << 62 | 1 << 61 | 1 << 60 | 0xa0 << 48 | 27 << 32 | 27);
-    assert_eq!(image.hardware, None);
+    assert_eq!(image.lrs[0].bits(), 1 << 62 | 1 << 61 | 1 << 60 | 0xa0 << 48 | 20 << 32 | 27);
+    assert_eq!((image.activate, image.deactivate), (0, 0));
     // Preempted while active: stays so.
     let _ = vgic.sync(cpu(0), &with_state(&image, 0, 2));
-    assert!(vgic.hardware_active(cpu(0)));
+    assert_eq!(vgic.hardware_active(cpu(0)), 1 << 20);
     let image = flushed(&mut vgic, 0);
     assert_eq!(listed(&image), [(27, LrState::Active)]);
     let _ = vgic.sync(cpu(0), &with_state(&image, 0, 0));
-    assert!(!vgic.hardware_active(cpu(0)));
-    // Withdrawn by software: the physical interrupt has to be told, once.
-    let _ = vgic.raise_hardware(cpu(0));
+    assert_eq!(vgic.hardware_active(cpu(0)), 0);
+    // Withdrawn by software: the physical interrupt has to be told, once. The other one is not
+    // concerned.
+    let _ = vgic.raise_hardware(cpu(0), 30);
+    let _ = vgic.raise_hardware(cpu(0), 27);
+    assert_eq!(vgic.hardware_active(cpu(0)), 1 << 20 | 1 << 30);
     let _ = access(&mut vgic, Frame::Private(cpu(0)), 0x280, Some(1 << 27));
-    assert!(!vgic.hardware_active(cpu(0)));
-    assert_eq!(flushed(&mut vgic, 0).hardware, Some(false));
-    assert_eq!(flushed(&mut vgic, 0).hardware, None);
-    // Another vCPU's is another.
-    assert!(!vgic.hardware_active(cpu(1)));
+    assert_eq!(vgic.hardware_active(cpu(0)), 1 << 30);
+    let image = flushed(&mut vgic, 0);
+    assert_eq!((image.activate, image.deactivate), (0, 1 << 20));
+    let image = flushed(&mut vgic, 0);
+    assert_eq!((image.activate, image.deactivate), (0, 0));
+    // Made active by software.
+    let _ = access(&mut vgic, Frame::Private(cpu(0)), 0x300, Some(1 << 27));
+    let image = flushed(&mut vgic, 0);
+    assert_eq!((image.activate, image.deactivate), (1 << 20, 0));
+    // Another vCPU's is another, and what is not tied does not matter.
+    assert_eq!(vgic.hardware_active(cpu(1)), 0);
+    assert!(vgic.raise_hardware(cpu(1), 26).is_empty());
+    assert!(vgic.raise_hardware(cpu(1), 59).is_empty());
+    assert_eq!(vgic.hardware_active(cpu(1)), 0);
 }
 
 #[test]
@@ -398,7 +415,7 @@ proptest! {
             (0u64..0x0810_0000, 0u64..4, any::<Option<u64>>(), 0usize..2, any::<u64>()), 1..200),
         lrs in 0usize..20,
     ) {
-        let mut vgic = started(VgicConfig { vcpus: 2, list_registers: lrs, hardware_ppi: Some(27) });
+        let mut vgic = started(VgicConfig { vcpus: 2, list_registers: lrs, hardware_ppis: TIED });
         let mut image = LrImage::EMPTY;
         for (offset, sas, value, vcpu, noise) in steps {
             // Half of the accesses go to the dense part of the register maps.

@@ -23,7 +23,7 @@ impl Rig {
     fn new(realm_ipa_bits: Option<u32>) -> Self {
         Self {
             services: VmServices::new(&ServicesConfig {
-                vgic: VgicConfig { vcpus: 2, list_registers: 4, hardware_ppi: None },
+                vgic: VgicConfig { vcpus: 2, list_registers: 4, hardware_ppis: [None; 2] },
                 realm_ipa_bits,
                 uart: Some(Placement { base: 0x0900_0000, intid: 33 }),
                 flash: realm_ipa_bits.is_some(),
