@@ -249,6 +249,12 @@ fn answer(vcpu: &mut Vcpu, slot: &VcpuSlot, resume: &Resume) -> Flow {
     match *resume {
         Resume::Block { deadline } => block(vcpu, slot, deadline),
         Resume::Suspend => block(vcpu, slot, None),
+        Resume::PowerDown { entry, context } => {
+            if let Kind::Normal(vcpu) = &mut vcpu.kind {
+                vcpu.power_down(entry.get(), context);
+            }
+            block(vcpu, slot, None)
+        }
         Resume::Yield => Flow::Leave(Stop::Yield),
         Resume::CpuOn { target, entry, context } => {
             vcpu.turn_on(target, entry, context);

@@ -317,6 +317,15 @@ pub enum Resume {
     /// PSCI CPU_SUSPEND is done with SUCCESS in x0, and then as for [`Resume::Block`] without a
     /// deadline. (The RMM has answered a REC already; nothing is written for it.)
     Suspend,
+    /// This vCPU goes into a powerdown state: as for [`Resume::Block`] without a deadline, and then it
+    /// starts at `entry` with `context` in x0, as after [`Resume::CpuOn`]. It keeps its timers and
+    /// its interrupts, those in the CPU interface included.
+    PowerDown {
+        /// First instruction.
+        entry: Ipa,
+        /// Value for x0.
+        context: u64,
+    },
     /// The wait instruction is done; let others run first.
     Yield,
     /// Call done with PSCI SUCCESS in x0; `target` is to start at `entry` with `context` in x0,

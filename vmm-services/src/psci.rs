@@ -4,7 +4,10 @@ use crate::exit::{CALL_REGISTERS, PsciNotice, PsciVerdict, Resume, StopReason};
 use crate::ids::{VcpuId, VcpuSet};
 use crate::smccc::{self, SUCCESS, result};
 use crate::traits::GuestMemory;
-use arm_psci::{AffinityInfo, EntryPoint, ErrorCode, Function, FunctionId, MigrateInfoType, Mpidr};
+use arm_psci::{
+    AffinityInfo, EntryPoint, ErrorCode, Function, FunctionId, MigrateInfoType, Mpidr,
+    PowerState as PowerDepth,
+};
 use mm::Ipa;
 
 const PSCI_VERSION_1_1: u32 = 0x1_0001;
@@ -66,9 +69,17 @@ impl PowerState {
                 self.on.remove(vcpu);
                 Resume::CpuOff
             }
-            // There is one power state, in which the vCPU keeps everything: deeper ones are
-            // promoted to it, which the specification leaves to us.
-            Function::CpuSuspend { .. } => Resume::Suspend,
+            Function::CpuSuspend { state: PowerDepth::StandbyOrRetention(_), .. } => {
+                Resume::Suspend
+            }
+            Function::CpuSuspend { state: PowerDepth::PowerDown(_), entry } => {
+                power_down(entry, memory)
+            }
+            // All others have to be off before.
+            Function::SystemSuspend { .. } if self.on != VcpuSet::only(vcpu) => {
+                error(ErrorCode::Denied)
+            }
+            Function::SystemSuspend { entry } => power_down(entry, memory),
             Function::AffinityInfo { mpidr, lowest_affinity_level } => {
                 self.affinity_info(mpidr, lowest_affinity_level)
             }
@@ -88,11 +99,9 @@ impl PowerState {
         if self.on.contains(target) {
             return error(ErrorCode::AlreadyOn);
         }
-        let address = Ipa::new(entry.entry_point_address());
-        let first_instruction = memory.read(address, &mut [0; 4]);
-        if !address.is_aligned(4) || first_instruction.is_err() {
+        let Some(address) = entry_point(entry, memory) else {
             return error(ErrorCode::InvalidAddress);
-        }
+        };
         self.on.insert(target);
         Resume::CpuOn { target, entry: address, context: entry.context_id() }
     }
@@ -146,6 +155,20 @@ impl PowerState {
     }
 }
 
+/// Address at which a vCPU is to start, if it can.
+fn entry_point(entry: EntryPoint, memory: &dyn GuestMemory) -> Option<Ipa> {
+    let address = Ipa::new(entry.entry_point_address());
+    let first_instruction = memory.read(address, &mut [0; 4]);
+    (address.is_aligned(4) && first_instruction.is_ok()).then_some(address)
+}
+
+fn power_down(entry: EntryPoint, memory: &dyn GuestMemory) -> Resume {
+    match entry_point(entry, memory) {
+        Some(address) => Resume::PowerDown { entry: address, context: entry.context_id() },
+        None => error(ErrorCode::InvalidAddress),
+    }
+}
+
 /// Flag of CPU_SUSPEND in PSCI_FEATURES: `power_state` has the extended StateID format.
 const EXTENDED_STATE_ID: i64 = 1 << 1;
 
@@ -165,6 +188,8 @@ fn features(function: u32) -> Resume {
             | FunctionId::AffinityInfo32
             | FunctionId::AffinityInfo64
             | FunctionId::MigrateInfoType
+            | FunctionId::SystemSuspend32
+            | FunctionId::SystemSuspend64
             | FunctionId::SystemOff
             | FunctionId::SystemReset,
         ) => result(SUCCESS),

@@ -158,6 +158,15 @@ impl El1State {
         Self { base, keys: PointerKeys::default(), fp }
     }
 
+    /// Resets the state that this core has loaded, but for the identity and the timers of the vCPU.
+    pub fn power_down(&mut self) {
+        self.save();
+        let Base { vmpidr, cntvoff, cntv_cval, cntv_ctl, cntp_cval, cntp_ctl, .. } = self.base;
+        *self = Self::at_reset(vmpidr, cntvoff);
+        self.base = Base { cntv_cval, cntv_ctl, cntp_cval, cntp_ctl, ..self.base.clone() };
+        self.restore();
+    }
+
     /// Takes the state out of this core's registers and stops the guest's timers on it.
     pub fn save(&mut self) {
         self.base.save();

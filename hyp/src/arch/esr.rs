@@ -11,6 +11,12 @@ pub mod class {
     pub const WFX: u8 = 0x01;
     /// Access to SVE, FP or SIMD that `CPTR_EL2` traps.
     pub const FP: u8 = 0x07;
+    /// Pointer authentication.
+    pub const PAUTH: u8 = 0x09;
+    /// LD64B, ST64B and their variants.
+    pub const LS64: u8 = 0x0a;
+    /// 128-bit system register or instruction.
+    pub const SYSREG128: u8 = 0x14;
     /// HVC from AArch64.
     pub const HVC64: u8 = 0x16;
     /// SMC from AArch64.
@@ -19,6 +25,10 @@ pub mod class {
     pub const SYSREG: u8 = 0x18;
     /// SVE access.
     pub const SVE: u8 = 0x19;
+    /// Transactional memory.
+    pub const TME: u8 = 0x1b;
+    /// SME access.
+    pub const SME: u8 = 0x1d;
     /// Instruction abort from a lower EL.
     pub const INSTRUCTION_ABORT: u8 = 0x20;
     /// Data abort from a lower EL.
@@ -148,4 +158,12 @@ impl SysRegAccess {
 #[must_use]
 pub const fn encoding(op0: u32, op1: u32, crn: u32, crm: u32, op2: u32) -> u32 {
     op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
+}
+
+/// Whether this is a register of Armv8.0 debug: breakpoints, watchpoints, OS lock, claim tags, debug
+/// channel. Trace and branch records, which have op0 2 as well, are not.
+#[must_use]
+pub const fn is_debug_register(encoding: u32) -> bool {
+    let (op0, op1, crn) = (encoding >> 14, encoding >> 11 & 7, encoding >> 7 & 15);
+    op0 == 2 && matches!(op1, 0 | 3) && matches!(crn, 0 | 1 | 4 | 5 | 7)
 }

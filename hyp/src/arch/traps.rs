@@ -30,6 +30,8 @@ bitflags! {
         const TWI = 1 << 13;
         /// Feature ID registers.
         const TID3 = 1 << 18;
+        /// `REVIDR_EL1`, `AIDR_EL1`, `SMIDR_EL1`.
+        const TID1 = 1 << 16;
         /// SMC.
         const TSC = 1 << 19;
         /// Implementation defined registers.
@@ -50,13 +52,23 @@ bitflags! {
         const FWB = 1 << 46;
         /// Granule protection faults of the guest come to EL2 (FEAT_RME).
         const GPF = 1 << 48;
+        /// `GMID_EL1` (FEAT_MTE2; the other registers of MTE trap because ATA is clear).
+        const TID5 = 1 << 58;
     }
 }
 
 /// `CPTR_EL2` with E2H = 0: SVE, SME, trace and activity monitors trap; FP and SIMD do not.
 const CPTR: u64 = 0x33ff | 1 << 20 | 1 << 30;
-/// `MDCR_EL2`: debug, OS lock, PMU, trace filter and debug channel registers trap.
-const MDCR: u64 = 1 << 27 | 1 << 19 | 1 << 11 | 1 << 10 | 1 << 9 | 1 << 6 | 1 << 5;
+/// `MDCR_EL2`: debug, OS lock, PMU, profiling, trace filter and debug channel registers trap; the
+/// buffers of profiling and trace are EL2's, so that their registers trap, too.
+const MDCR: u64 = 1 << 27 | 1 << 19 | 1 << 14 | 1 << 11 | 1 << 10 | 1 << 9 | 1 << 6 | 1 << 5;
+/// `HCRX_EL2` with FEAT_NMI: writes of `ALLINT` trap. All other bits are clear, which makes what they
+/// would enable trap: `TCR2_EL1`, `SCTLR2_EL1`, LD64B and ST64B, memory copies, `FPMR`, GCS.
+const HCRX_TALLINT: u64 = 1 << 6;
+/// `MPAM2_EL2`: `MPAM0_EL1` and `MPAM1_EL1` trap.
+const MPAM2: u64 = 1 << 49 | 1 << 48;
+/// `MPAMHCR_EL2`: `MPAMIDR_EL1` traps.
+const MPAMHCR: u64 = 1 << 31;
 
 /// Configures this core for running normal VMs.
 pub fn configure() {
@@ -68,4 +80,48 @@ pub fn configure() {
     write_sysreg!("mdcr_el2", MDCR | read_sysreg!("mdcr_el2") & 0x1f);
     write_sysreg!("hstr_el2", 0);
     write_sysreg!("vpidr_el2", read_sysreg!("midr_el1"));
+    write_sysreg!("mdscr_el1", 0);
+    configure_extensions();
+}
+
+/// Sets the controls of extensions, where the core has them.
+///
+/// EL3 must let EL2 reach them (`SCR_EL3.HXEn`, `FGTEn` and `FGTEn2`, `MPAM3_EL3.TRAPLOWER` clear),
+/// as Linux demands too.
+fn configure_extensions() {
+    let field = |register: u64, shift: u32| register >> shift & 0xf;
+    let (pfr0, pfr1) = (read_sysreg!("id_aa64pfr0_el1"), read_sysreg!("id_aa64pfr1_el1"));
+    // FEAT_HCX, FEAT_NMI.
+    if field(read_sysreg!("id_aa64mmfr1_el1"), 40) != 0 {
+        let nmi = field(pfr1, 36) != 0;
+        write_sysreg!("S3_4_C1_C2_2", if nmi { HCRX_TALLINT } else { 0 });
+    }
+    // FEAT_FGT, FEAT_FGT2. The bits of these registers that name registers of Armv8.7 and earlier
+    // trap when they are set, those that name later ones when they are clear: zero makes all of the
+    // later ones trap, and the earlier ones trap by HCR_EL2, CPTR_EL2 and MDCR_EL2.
+    let fgt = field(read_sysreg!("id_aa64mmfr0_el1"), 56);
+    if fgt >= 1 {
+        write_sysreg!("S3_4_C1_C1_4", 0); // HFGRTR_EL2
+        write_sysreg!("S3_4_C1_C1_5", 0); // HFGWTR_EL2
+        write_sysreg!("S3_4_C1_C1_6", 0); // HFGITR_EL2
+        write_sysreg!("S3_4_C3_C1_4", 0); // HDFGRTR_EL2
+        write_sysreg!("S3_4_C3_C1_5", 0); // HDFGWTR_EL2
+    }
+    if field(pfr0, 44) != 0 && fgt >= 1 {
+        write_sysreg!("S3_4_C3_C1_6", 0); // HAFGRTR_EL2: the activity monitors trap by CPTR_EL2
+    }
+    if fgt >= 2 {
+        write_sysreg!("S3_4_C3_C1_2", 0); // HFGRTR2_EL2
+        write_sysreg!("S3_4_C3_C1_3", 0); // HFGWTR2_EL2
+        write_sysreg!("S3_4_C3_C1_7", 0); // HFGITR2_EL2
+        write_sysreg!("S3_4_C3_C1_0", 0); // HDFGRTR2_EL2
+        write_sysreg!("S3_4_C3_C1_1", 0); // HDFGWTR2_EL2
+    }
+    // FEAT_MPAM; MPAMIDR_EL1.HAS_HCR.
+    if field(pfr0, 40) != 0 || field(pfr1, 16) != 0 {
+        write_sysreg!("S3_4_C10_C5_0", MPAM2);
+        if read_sysreg!("S3_0_C10_C4_4") >> 17 & 1 != 0 {
+            write_sysreg!("S3_4_C10_C4_0", MPAMHCR);
+        }
+    }
 }

@@ -61,12 +61,10 @@ impl NormalVcpu {
     /// A vCPU at power-on, that starts at `pc` with `x0`.
     #[must_use]
     pub fn new(mpidr: u64, counter_offset: u64, pc: u64, x0: u64) -> Self {
-        let mut context = GuestContext { pc, pstate: PSTATE_RESET, ..GuestContext::default() };
-        context.set_reg(0, x0);
         // MPIDR_EL1 bit 31 is RES1.
         let el1 = El1State::at_reset(mpidr | 1 << 31, counter_offset);
         Self {
-            context,
+            context: context_at_reset(pc, x0),
             el1,
             interface: VirtualInterface::default(),
             image: LrImage::EMPTY,
@@ -86,6 +84,12 @@ impl NormalVcpu {
     pub fn unload(&mut self) {
         self.interface.save();
         self.el1.save();
+    }
+
+    /// Makes this vCPU, which is loaded, start anew at `pc` with `x0`, as from a powerdown state.
+    pub fn power_down(&mut self, pc: u64, x0: u64) {
+        self.context = context_at_reset(pc, x0);
+        self.el1.power_down();
     }
 
     /// Enters the guest until its next exit. The vCPU is loaded.
@@ -125,7 +129,14 @@ impl NormalVcpu {
             class::SMC64 => self.call(esr.iss() as u16),
             class::SYSREG => self.system_register(esr.iss()),
             class::DATA_ABORT | class::INSTRUCTION_ABORT => self.abort(esr, vm),
-            class::FP | class::SVE => self.undefined(),
+            // Extensions that are not offered.
+            class::SVE
+            | class::SME
+            | class::PAUTH
+            | class::LS64
+            | class::SYSREG128
+            | class::TME
+            | class::FP => self.undefined(),
             _ => Outcome::Exit(Exit::Fatal(FatalCause::UnknownException { esr: esr.0 })),
         }
     }
@@ -153,12 +164,10 @@ impl NormalVcpu {
     /// Answers the registers whose value is ours alone; the interrupt controller's go to services.
     fn system_register(&mut self, iss: u32) -> Outcome {
         const ACTLR_EL1: u32 = esr::encoding(3, 0, 1, 0, 1);
-        /// Op0 of debug, trace and OS lock registers.
-        const DEBUG: u32 = 2;
         let access = SysRegAccess::from_iss(iss);
         let value = match access.encoding {
-            register if register >> 14 == DEBUG => Some(0),
             ACTLR_EL1 => Some(0),
+            register if esr::is_debug_register(register) => Some(0),
             register => id_regs::read(register),
         };
         if let Some(value) = value {
@@ -276,6 +285,12 @@ impl NormalVcpu {
     pub fn position(&self) -> (u64, u64) {
         (self.context.pc, self.context.pstate)
     }
+}
+
+fn context_at_reset(pc: u64, x0: u64) -> GuestContext {
+    let mut context = GuestContext { pc, pstate: PSTATE_RESET, ..GuestContext::default() };
+    context.set_reg(0, x0);
+    context
 }
 
 impl Destination {

@@ -11,7 +11,10 @@ const CPU_ON: u64 = 0xc400_0003;
 const CPU_OFF: u64 = 0x8400_0002;
 const AFFINITY_INFO: u64 = 0xc400_0004;
 const PSCI_FEATURES: u64 = 0x8400_000a;
+const CPU_SUSPEND: u64 = 0xc400_0001;
+const SYSTEM_SUSPEND: u64 = 0xc400_000e;
 const NOT_SUPPORTED: i64 = -1;
+const DENIED: i64 = -3;
 const INVALID_PARAMETERS: i64 = -2;
 const ALREADY_ON: i64 = -4;
 const INVALID_ADDRESS: i64 = -9;
@@ -60,8 +63,9 @@ fn versions_and_features() {
         assert_eq!(rig.value(&[PSCI_FEATURES, function]), 0, "{function:#x}");
     }
     assert_eq!(rig.value(&[PSCI_FEATURES, 0xc400_0001]), 2, "extended StateID");
-    // SYSTEM_SUSPEND, MEM_PROTECT, and numbers that mean nothing.
-    for function in [0xc400_000e, 0x8400_0013, 0x8400_001f, 0, 0x1_8400_0000 + 0x1e] {
+    assert_eq!(rig.value(&[PSCI_FEATURES, SYSTEM_SUSPEND]), 0);
+    // SYSTEM_RESET2, MEM_PROTECT, and numbers that mean nothing.
+    for function in [0xc400_0012, 0x8400_0013, 0x8400_001f, 0, 0x1_8400_0000 + 0x1e] {
         assert_eq!(rig.value(&[PSCI_FEATURES, function]), NOT_SUPPORTED, "{function:#x}");
         assert_eq!(rig.value(&[function]), NOT_SUPPORTED, "{function:#x}");
     }
@@ -118,8 +122,29 @@ fn system_calls_are_for_the_run_loop() {
     let mut rig = Rig::new();
     assert_eq!(rig.call(0, &[0x8400_0008]), Resume::SystemOff);
     assert_eq!(rig.call(0, &[0x8400_0009]), Resume::SystemReset);
-    assert_eq!(rig.call(0, &[0xc400_0001, 0, 0, 0]), Resume::Suspend);
-    assert_eq!(rig.value(&[0xc400_0001, 1 << 31]), INVALID_PARAMETERS);
+}
+
+#[test]
+fn suspending() {
+    let mut rig = Rig::new();
+    const POWER_DOWN: u64 = 1 << 30;
+    let (entry, context) = (0x4000_0100, 0xfeed);
+    let down = Resume::PowerDown { entry: Ipa::new(entry), context };
+    assert_eq!(rig.call(0, &[CPU_SUSPEND, 0, 0, 0]), Resume::Suspend);
+    assert_eq!(rig.call(0, &[CPU_SUSPEND, 5, 1, 0]), Resume::Suspend, "standby has no entry point");
+    assert_eq!(rig.value(&[CPU_SUSPEND, 1 << 31]), INVALID_PARAMETERS);
+    assert_eq!(rig.call(0, &[CPU_SUSPEND, POWER_DOWN, entry, context]), down);
+    assert_eq!(rig.value(&[CPU_SUSPEND, POWER_DOWN, 0x4000_0102, context]), INVALID_ADDRESS);
+    assert_eq!(rig.value(&[CPU_SUSPEND, POWER_DOWN, 0x4000_1000, context]), INVALID_ADDRESS);
+    // It stays on.
+    assert_eq!(rig.value(&[AFFINITY_INFO, 0, 0]), 0);
+
+    assert_eq!(rig.call(0, &[SYSTEM_SUSPEND, entry, context]), down);
+    assert_eq!(rig.value(&[SYSTEM_SUSPEND, 0, context]), INVALID_ADDRESS);
+    assert!(matches!(rig.call(0, &[CPU_ON, 1, entry, 0]), Resume::CpuOn { .. }));
+    assert_eq!(rig.value(&[SYSTEM_SUSPEND, entry, context]), DENIED, "another vCPU is on");
+    assert_eq!(rig.call(1, &[CPU_OFF]), Resume::CpuOff);
+    assert_eq!(rig.call(0, &[SYSTEM_SUSPEND, entry, context]), down);
 }
 
 #[test]
@@ -162,6 +187,11 @@ proptest! {
                     prop_assert!((0x4000_0000..=0x4000_0ffc).contains(&entry.get()));
                 }
                 Resume::CpuOff => prop_assert!(!rig.power.is_on(cpu(vcpu))),
+                Resume::PowerDown { entry, .. } => {
+                    prop_assert_eq!(before, rig.power.on);
+                    prop_assert!(entry.is_aligned(4));
+                    prop_assert!((0x4000_0000..=0x4000_0ffc).contains(&entry.get()));
+                }
                 Resume::Results(_) | Resume::Suspend | Resume::SystemOff | Resume::SystemReset => {
                     prop_assert_eq!(before, rig.power.on);
                 }

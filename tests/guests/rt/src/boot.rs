@@ -32,6 +32,8 @@ pub struct BootInfo {
     pub one_core: bool,
     /// Whether the command line says `stray`: the guest is to touch memory that is not its own.
     pub stray: bool,
+    /// Value of `fp=N` in the command line: how often each vCPU checks its FP registers.
+    pub fp: Option<u64>,
 }
 
 /// Reads the device tree at `address`.
@@ -77,8 +79,8 @@ pub unsafe fn parse(address: u64) -> Result<BootInfo, &'static str> {
     let number = |key| {
         args.split_whitespace().find_map(|arg| arg.strip_prefix(key)).and_then(|n| n.parse().ok())
     };
-    let (ticks, rounds) = (number("ticks="), number("rounds="));
+    let (ticks, rounds, fp) = (number("ticks="), number("rounds="), number("fp="));
     let word = |word| args.split_whitespace().any(|arg| arg == word);
     let (one_core, stray) = (word("one-core"), word("stray"));
-    Ok(BootInfo { ram: base..top, cpus, conduit, ticks, rounds, one_core, stray })
+    Ok(BootInfo { ram: base..top, cpus, conduit, ticks, rounds, one_core, stray, fp })
 }

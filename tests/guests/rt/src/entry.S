@@ -70,7 +70,8 @@ set_stack:
     isb
     ret
 
-// Exceptions. Only IRQs return; everything else is reported and ends the guest.
+// Exceptions. IRQs return, and so do faults of instructions run by `attempt!`; everything else is
+// reported and ends the guest.
     .macro  unexpected kind
     .balign 128
     mov     x0, #\kind
@@ -86,7 +87,8 @@ vectors:
     unexpected 1
     unexpected 2
     unexpected 3
-    unexpected 4                        // synchronous
+    .balign 128
+    b       sync_entry
     .balign 128
     b       irq_entry
     unexpected 6                        // FIQ
@@ -99,6 +101,22 @@ vectors:
     unexpected 13
     unexpected 14
     unexpected 15
+
+// TPIDR_EL1 is 1 while `attempt!` runs an instruction: then its syndrome goes there, and execution
+// goes on behind it.
+sync_entry:
+    str     x0, [sp, #-16]!
+    mrs     x0, tpidr_el1
+    cmp     x0, #1
+    b.ne    1f
+    mrs     x0, esr_el1
+    msr     tpidr_el1, x0
+    mrs     x0, elr_el1
+    add     x0, x0, #4
+    msr     elr_el1, x0
+    ldr     x0, [sp], #16
+    eret
+1:  unexpected 4
 
 irq_entry:
     sub     sp, sp, #192

@@ -44,6 +44,25 @@ macro_rules! guest {
     };
 }
 
+/// Runs one instruction that may be undefined or trap, with `$input` in `x0`: `Ok` has `x0`
+/// afterwards, `Err` the syndrome (`ESR_EL1`) of the exception that it took.
+///
+/// To be used in an `unsafe` block: the instruction must not access memory or change registers that
+/// the compiler relies on, other than `x0`.
+#[macro_export]
+macro_rules! attempt {
+    ($instruction:literal, $input:expr) => {{
+        let input: u64 = $input;
+        let (value, syndrome): (u64, u64);
+        core::arch::asm!(
+            "msr tpidr_el1, {one}", "isb", $instruction, "isb",
+            "mrs {syndrome}, tpidr_el1", "msr tpidr_el1, xzr",
+            one = in(reg) 1_u64, syndrome = out(reg) syndrome, inout("x0") input => value,
+            options(nostack));
+        if syndrome == 1 { Ok(value) } else { Err(syndrome) }
+    }};
+}
+
 unsafe extern "C" {
     /// First instruction of a vCPU that PSCI CPU_ON starts. Not to be called.
     fn secondary_entry();

@@ -2,7 +2,7 @@
 
 use core::arch::asm;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use arm_gic::gicv3::registers::{Gicd, GicrSgi};
 use arm_gic::gicv3::{
@@ -22,6 +22,9 @@ const DOORBELL: IntId = IntId::sgi(1);
 
 /// SGIs that each vCPU took.
 static DOORBELLS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
+
+/// Handler of interrupts other than the virtual timer's, a `fn(u32)`.
+static HANDLER: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
 
 /// Sets the distributor up. Call once, on the first vCPU, after [`mmu::enable`].
 pub fn init_distributor() {
@@ -88,6 +91,24 @@ pub fn wait_for_rings(count: u64, asleep: bool) {
     }
 }
 
+/// Enables interrupt `intid` (below 32) of this vCPU and hands it to `handler`, which all such
+/// interrupts of the guest share.
+///
+/// # Errors
+///
+/// Says that the GIC refused.
+pub fn enable(intid: u32, handler: fn(u32)) -> Result<(), &'static str> {
+    HANDLER.store(handler as *mut (), Ordering::Release);
+    let ipa = GICR_IPA + GICR_STRIDE * cpu_index() as u64;
+    let registers: NonNull<GicrSgi> = mmu::device(ipa);
+    // SAFETY: as in `init_cpu`, which is done with them.
+    let registers = unsafe { UniqueMmioPointer::new(registers) };
+    let id = if intid < 16 { IntId::sgi(intid) } else { IntId::ppi(intid.min(31) - 16) };
+    GicRedistributor::new(registers)
+        .enable_interrupt(id, true)
+        .map_err(|_| "redistributor does not have the interrupt")
+}
+
 /// Masks IRQs on this vCPU.
 pub fn mask_irqs() {
     // SAFETY: masking interrupts breaks no invariant of Rust code.
@@ -108,7 +129,16 @@ pub(crate) fn handle_irq() {
         } else if id == DOORBELL {
             DOORBELLS[cpu_index()].fetch_add(1, Ordering::Release);
         } else {
-            panic!("interrupt {id:?} was never enabled");
+            match handler() {
+                Some(handler) => handler(u32::from(id)),
+                None => panic!("interrupt {id:?} was never enabled"),
+            }
         }
     }) {}
+}
+
+fn handler() -> Option<fn(u32)> {
+    let handler = HANDLER.load(Ordering::Acquire);
+    // SAFETY: only `enable` stores here, and it stores a function of this type.
+    (!handler.is_null()).then(|| unsafe { core::mem::transmute::<*mut (), fn(u32)>(handler) })
 }

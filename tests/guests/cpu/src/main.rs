@@ -1,0 +1,105 @@
+//! Normal test guest: what a vCPU has, and what it has not.
+//!
+//! Each check prints `cpu: NAME ok`, with what it counted. The last line is `cpu: all checks passed`
+//! or `cpu: FAILED` with the reason. With the word `fp=N` in the command line, every vCPU checks its
+//! FP registers N times while others run.
+#![no_std]
+#![no_main]
+
+mod features;
+mod firmware;
+mod fp;
+mod timers;
+
+use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use guest_rt::boot::{self, BootInfo, Conduit};
+use guest_rt::{console, cpu_index, gic, mmu, println, psci, timer, uart};
+
+/// Context id of CPU_ON for vCPU `n` is this plus `n`.
+const CONTEXT: u64 = 0x5eed_0000;
+/// Rounds of the FP check if the command line does not say.
+const FP_ROUNDS: u64 = 20;
+
+/// vCPUs that are done.
+static DONE: AtomicU64 = AtomicU64::new(0);
+static ROUNDS: AtomicU64 = AtomicU64::new(0);
+
+guest_rt::guest!(primary, secondary);
+
+fn primary(device_tree: u64) -> ! {
+    // SAFETY: the boot protocol puts the address of the device tree into x0.
+    let info = match unsafe { boot::parse(device_tree) } {
+        Ok(info) => info,
+        Err(reason) => panic!("{reason}"),
+    };
+    mmu::enable(&info.ram, 0);
+    uart::init();
+    console::set_sink(uart::write);
+    match run(&info) {
+        Ok(()) => println!("cpu: all checks passed"),
+        Err(reason) => println!("cpu: FAILED {reason}"),
+    }
+    psci::system_off(Conduit::Hvc)
+}
+
+fn run(info: &BootInfo) -> Result<(), &'static str> {
+    if info.conduit != Conduit::Hvc {
+        return Err("the conduit is not HVC");
+    }
+    gic::init_distributor();
+    gic::init_cpu()?;
+    ROUNDS.store(info.fp.unwrap_or(FP_ROUNDS), Ordering::Relaxed);
+    features::check()?;
+    firmware::check_calls()?;
+    timers::check()?;
+    firmware::check_standby()?;
+    let secondaries = 1..info.cpus.min(guest_rt::MAX_CPUS) as u64;
+    for cpu in secondaries.clone() {
+        psci::cpu_on(info.conduit, cpu, CONTEXT + cpu).map_err(|_| "CPU_ON was refused")?;
+    }
+    let rounds = fp::check(ROUNDS.load(Ordering::Relaxed))?;
+    println!("cpu: {} FP registers ok, {rounds} rounds", cpu_index());
+    let deadline = timer::now() + timer::steps(30_000);
+    while DONE.load(Ordering::Acquire) != secondaries.clone().count() as u64 {
+        if timer::now() > deadline {
+            return Err("another vCPU was not done in thirty seconds");
+        }
+        timers::sleep(10);
+    }
+    Ok(())
+}
+
+fn secondary(context_id: u64) -> ! {
+    mmu::enable_secondary();
+    let cpu = cpu_index() as u64;
+    if let Err(reason) = secondary_checks(cpu, context_id) {
+        panic!("{reason}");
+    }
+    psci::cpu_off(Conduit::Hvc)
+}
+
+fn secondary_checks(cpu: u64, context_id: u64) -> Result<(), &'static str> {
+    if context_id == CONTEXT + cpu {
+        gic::init_cpu()?;
+        // Comes back as another call of `secondary`, with another context.
+        firmware::power_down(firmware::WOKEN + cpu)?;
+    }
+    if context_id != firmware::WOKEN + cpu {
+        return Err("the context id is not what was given");
+    }
+    // The CPU interface and the timers are as before.
+    gic::unmask_irqs();
+    println!("cpu: {cpu} came back from a powerdown state");
+    let rounds = fp::check(ROUNDS.load(Ordering::Relaxed))?;
+    println!("cpu: {cpu} FP registers ok, {rounds} rounds");
+    DONE.fetch_add(1, Ordering::AcqRel);
+    Ok(())
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    println!("cpu: FAILED on {} {}", cpu_index(), info.message());
+    psci::system_off(Conduit::Hvc)
+}
