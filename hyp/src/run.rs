@@ -12,6 +12,7 @@ use crate::irq::{self, Completion, Source};
 use crate::monitor;
 use crate::sync::Lock;
 use crate::vm::output::{self, VmConsole};
+use crate::vm::peers::VmPeers;
 use crate::vm::stats::Life;
 use crate::vm::vcpu::{self, Kind, MAX_ENTITIES, Vcpu, VcpuSlot};
 use crate::vm::{End, Reason, Vm, lifecycle, selftest};
@@ -109,6 +110,17 @@ pub fn wake_set(vm: &Vm, set: VcpuSet) -> bool {
     pick_anew
 }
 
+/// Tells `vm` that another VM has something for its devices, and wakes a vCPU of it to see to that;
+/// `true` if this core has to pick anew.
+pub fn call_on(vm: &Vm) -> bool {
+    vm.set_called();
+    let is_on = |vcpu: &VcpuId| {
+        vm.entity(*vcpu).and_then(vcpu::slot).is_some_and(|slot| slot.status.is_on())
+    };
+    // Without one that is on, the first that comes on sees the note.
+    vm.vcpus().find(is_on).is_some_and(|vcpu| wake(vm, vcpu))
+}
+
 /// `VTTBR_EL2` for `vm` on this core, with a VMID that is valid now.
 #[must_use]
 pub fn vttbr(vm: &Vm) -> u64 {
@@ -177,37 +189,53 @@ fn step(vcpu: &mut Vcpu, slot: &VcpuSlot) -> Flow {
         pick_anew |= wake_set(vm, rerouted);
         return if pick_anew { Flow::Leave(Stop::Preempted) } else { Flow::Again };
     }
-    let response = with_context(vm, |context| services_of_vm.handle(id, &exit, context));
+    let (response, repick) = with_context(vm, |context| services_of_vm.handle(id, &exit, context));
     drop(services);
-    let pick_anew = wake_set(vm, rerouted) | wake_set(vm, response.kick);
+    let pick_anew = repick | wake_set(vm, rerouted) | wake_set(vm, response.kick);
     match answer(vcpu, slot, &response.resume) {
         Flow::Again if pick_anew => Flow::Leave(Stop::Preempted),
         flow => flow,
     }
 }
 
-/// Lets a device of the VM that has work do a part of it, or else fills the list registers for entry.
-/// `Some` in the first case: there may be more, and the core looks after itself in between.
+/// Looks at what other VMs have done to the devices of this one, lets a device that has work do a part of
+/// it, or else fills the list registers for entry. `Some` if the vCPU is not to enter its guest now: there
+/// may be more to do, and the core looks after itself in between.
 fn prepare(vcpu: &mut Vcpu) -> Option<Flow> {
     let vm = vcpu.vm;
     let id = vcpu.id;
     let mut services = vm.services.lock();
     let Some(services_of_vm) = services.as_mut() else { return Some(Flow::Leave(Stop::Exited)) };
+    let mut woken = VcpuSet::EMPTY;
+    if vm.take_called() {
+        woken = services_of_vm.peers_called(&mut VmPeers::new(vm));
+    }
     if !services_of_vm.has_work() {
         services_of_vm.vgic_mut().flush(id, vcpu.image());
-        return None;
+        drop(services);
+        woken.remove(id);
+        return wake_set(vm, woken).then_some(Flow::Leave(Stop::Preempted));
     }
-    let mut woken = with_context(vm, |context| services_of_vm.work(context));
+    let (worked_for, repick) = with_context(vm, |context| services_of_vm.work(context));
+    woken.extend(worked_for);
     woken.remove(id);
-    let mut pick_anew = take_interrupts(id, services_of_vm);
+    let mut pick_anew = repick | take_interrupts(id, services_of_vm);
     drop(services);
     pick_anew |= wake_set(vm, woken);
     Some(if pick_anew { Flow::Leave(Stop::Preempted) } else { Flow::Again })
 }
 
-/// Calls `f` with what the services of `vm` may reach outside of themselves.
-fn with_context<R>(vm: &'static Vm, f: impl FnOnce(&mut Context<'_>) -> R) -> R {
-    f(&mut Context { memory: &VmView(vm), console: &mut VmConsole(vm), entropy: &MachineEntropy })
+/// Calls `f` with what the services of `vm` may reach outside of themselves. The second result says
+/// whether the core has to pick anew.
+fn with_context<R>(vm: &'static Vm, f: impl FnOnce(&mut Context<'_>) -> R) -> (R, bool) {
+    let mut peers = VmPeers::new(vm);
+    let result = f(&mut Context {
+        memory: &VmView(vm),
+        console: &mut VmConsole(vm),
+        entropy: &MachineEntropy,
+        peers: &mut peers,
+    });
+    (result, peers.pick_anew)
 }
 
 /// Takes the physical interrupts that made the guest exit; `true` if the core has to pick anew.
@@ -262,6 +290,10 @@ fn answer(vcpu: &mut Vcpu, slot: &VcpuSlot, resume: &Resume) -> Flow {
         }
         Resume::CpuOff => {
             slot.status.set_on(false);
+            // Another VM may have counted on this vCPU.
+            if vm.is_called() {
+                let _ = call_on(vm);
+            }
             Flow::Leave(Stop::Blocked)
         }
         Resume::PsciComplete { target, verdict, starts } => {

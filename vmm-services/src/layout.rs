@@ -31,6 +31,16 @@ pub const VIRTIO_STRIDE: u64 = 0x200;
 pub const VIRTIO_INTID: u32 = 48;
 /// Most virtio-mmio transports of a VM.
 pub const MAX_VIRTIO: usize = 8;
+/// Registers of the first channel ([`crate::channel`]); those of number `n` follow at `n` pages.
+pub const CHANNEL: Ipa = Ipa::new(0x0c00_0000);
+/// Interrupt of the first channel; number `n` has `CHANNEL_INTID + n`.
+pub const CHANNEL_INTID: u32 = 56;
+/// Most channels of a VM.
+pub const MAX_VM_CHANNELS: usize = 4;
+/// Memory of the first channel; that of number `n` follows at `n * CHANNEL_MEMORY_STRIDE`.
+pub const CHANNEL_MEMORY: Ipa = Ipa::new(0x2000_0000);
+/// Distance of two channels' memory, and the most that a channel has, in bytes.
+pub const CHANNEL_MEMORY_STRIDE: u64 = 16 << 20;
 /// Where a VM that is told to stray maps a granule it does not own.
 pub const STRAY: Ipa = Ipa::new(0x3000_0000);
 /// Start of RAM.
@@ -50,6 +60,8 @@ pub fn is_free(base: u64, size: u64, memory: u64) -> bool {
         (GICD, GICD_SIZE),
         (GICR, crate::MAX_VCPUS as u64 * GICR_STRIDE),
         (VIRTIO, MAX_VIRTIO as u64 * VIRTIO_STRIDE),
+        (CHANNEL, MAX_VM_CHANNELS as u64 * mm::PAGE_SIZE),
+        (CHANNEL_MEMORY, MAX_VM_CHANNELS as u64 * CHANNEL_MEMORY_STRIDE),
         (STRAY, mm::PAGE_SIZE),
         (RAM, memory),
     ];

@@ -14,6 +14,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod channel;
 mod console;
 pub mod crc32;
 pub mod exit;
@@ -38,5 +39,5 @@ pub mod vm;
 
 pub use exit::{Exit, Resume};
 pub use ids::{MAX_VCPUS, VcpuId, VcpuSet};
-pub use traits::{ConsoleSink, Entropy, EntropyError, GuestMemory, MemoryFault, VirtualIrq};
+pub use traits::{ConsoleSink, Entropy, EntropyError, GuestMemory, MemoryFault, Peers, VirtualIrq};
 pub use vm::{Response, VmServices};

@@ -93,6 +93,14 @@ pub(crate) fn image(text_offset: u64, length: usize, image_size: u64) -> Vec<u8>
 
 /// Writes a bundle with root properties `root` beside the usual ones.
 pub(crate) fn bundle_with(root: &[Prop], vms: &[Vm]) -> Vec<u8> {
+    bundle_with_channels(root, vms, &[])
+}
+
+/// A channel to be written: name and properties.
+pub(crate) type Channel<'a> = (&'a str, Vec<Prop>);
+
+/// Writes a bundle with root properties and channels.
+pub(crate) fn bundle_with_channels(root: &[Prop], vms: &[Vm], channels: &[Channel<'_>]) -> Vec<u8> {
     const TREE_ROOM: usize = 0x4000;
     let mut images = Vec::new();
     let mut add = |bytes: &[u8]| {
@@ -146,6 +154,15 @@ pub(crate) fn bundle_with(root: &[Prop], vms: &[Vm]) -> Vec<u8> {
         w.end_node();
     }
     w.end_node();
+    if !channels.is_empty() {
+        w.begin_node(CHANNELS);
+        for (name, props) in channels {
+            w.begin_node(name);
+            props.iter().for_each(|p| w.property(p.0, &p.1));
+            w.end_node();
+        }
+        w.end_node();
+    }
     w.finish().unwrap();
     bytes.extend(images);
     seal(&mut bytes);
@@ -244,5 +261,24 @@ impl crate::Entropy for Counting {
         // One is left out, so that requests of even length do not repeat themselves.
         self.next.set(self.next.get().wrapping_add(1));
         Ok(())
+    }
+}
+
+/// A VM without connections to others.
+pub(crate) struct Alone;
+
+impl crate::Peers for Alone {
+    fn channel_access(
+        &mut self,
+        _: &crate::channel::Endpoint,
+        _: u64,
+        _: crate::exit::Width,
+        _: crate::exit::Access,
+    ) -> u32 {
+        unreachable!("this VM has no channels")
+    }
+
+    fn channel_line(&mut self, _: &crate::channel::Endpoint) -> bool {
+        unreachable!("this VM has no channels")
     }
 }

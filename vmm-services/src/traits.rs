@@ -1,5 +1,7 @@
 //! What services may reach outside themselves.
 
+use crate::channel::Endpoint;
+use crate::exit::{Access, Width};
 use core::fmt;
 use mm::Ipa;
 
@@ -130,4 +132,22 @@ pub trait Entropy {
     /// # Errors
     /// See [`EntropyError`]; `buf` is unspecified then, and must not be used.
     fn fill(&self, buf: &mut [u8]) -> Result<(), EntropyError>;
+}
+
+/// Other VMs, as far as a VM is connected with them.
+///
+/// What a VM does here may concern another one. That one is told, and looks at its own side in its
+/// own time ([`crate::VmServices::peers_called`]).
+pub trait Peers {
+    /// Accesses the register at `offset` of a channel; returns the value of a read.
+    fn channel_access(
+        &mut self,
+        endpoint: &Endpoint,
+        offset: u64,
+        width: Width,
+        access: Access,
+    ) -> u32;
+
+    /// Whether the interrupt line of a channel is high.
+    fn channel_line(&mut self, endpoint: &Endpoint) -> bool;
 }

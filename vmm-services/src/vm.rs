@@ -1,5 +1,6 @@
 //! All services of one VM.
 
+use crate::channel::{Endpoint, REGISTERS_SIZE};
 use crate::console::{InputQueue, LineBuffer};
 use crate::exit::{
     Access, CALL_REGISTERS, Exit, HOST_CALL_REGISTERS, MmioAccess, Resume, StopReason, SysReg,
@@ -11,12 +12,15 @@ use crate::layout;
 use crate::manifest::{Placement, VirtioDevice};
 use crate::psci::PowerState;
 use crate::smccc;
-use crate::traits::{ConsoleSink, Entropy, GuestMemory, SharedAlias, VirtualIrq};
+use crate::traits::{ConsoleSink, Entropy, GuestMemory, Peers, SharedAlias, VirtualIrq};
 use crate::uart::Pl011;
 use crate::vgic::{SgiGroup, Vgic, VgicConfig};
 use crate::virtio::{Model, Transport};
 use arrayvec::ArrayVec;
 use mm::{Ipa, PAGE_SIZE};
+
+/// Ends of channels of one VM.
+pub type Endpoints = ArrayVec<Endpoint, { layout::MAX_VM_CHANNELS }>;
 
 /// What services are to be given to a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +37,8 @@ pub struct ServicesConfig<'a> {
     pub flash: bool,
     /// Virtio devices, by slot; those beyond [`layout::MAX_VIRTIO`] are left out.
     pub virtio: &'a [VirtioDevice],
+    /// Its ends of channels to other VMs; those beyond [`layout::MAX_VM_CHANNELS`] are left out.
+    pub channels: &'a [Endpoint],
 }
 
 /// What services reach while they handle an exit.
@@ -43,12 +49,14 @@ pub struct Context<'a> {
     pub console: &'a mut dyn ConsoleSink,
     /// The machine's random numbers.
     pub entropy: &'a dyn Entropy,
+    /// Other VMs.
+    pub peers: &'a mut dyn Peers,
 }
 
 impl Context<'_> {
     /// The same with other memory.
     fn with_memory<'a>(&'a mut self, memory: &'a dyn GuestMemory) -> Context<'a> {
-        Context { memory, console: self.console, entropy: self.entropy }
+        Context { memory, console: self.console, entropy: self.entropy, peers: self.peers }
     }
 }
 
@@ -101,6 +109,7 @@ pub struct VmServices {
     uart: Option<PlacedUart>,
     flash: bool,
     virtio: ArrayVec<Transport, { layout::MAX_VIRTIO }>,
+    channels: Endpoints,
     console: LineBuffer,
     typed: InputQueue,
     realm_ipa_bits: Option<u32>,
@@ -121,6 +130,7 @@ impl VmServices {
             uart: config.uart.map(|place| PlacedUart { place, device: Pl011::new(), polls: 0 }),
             flash: config.flash,
             virtio: virtio.map(|device| Transport::new(Model::new(device))).collect(),
+            channels: config.channels.iter().copied().take(layout::MAX_VM_CHANNELS).collect(),
             console: LineBuffer::default(),
             typed: InputQueue::default(),
             realm_ipa_bits: config.realm_ipa_bits,
@@ -157,7 +167,7 @@ impl VmServices {
         let memory = SharedAlias::new(context.memory, self.realm_ipa_bits);
         let context = &mut context.with_memory(&memory);
         let mut response = match exit {
-            Exit::Mmio(access) => self.mmio(access, context.console),
+            Exit::Mmio(access) => self.mmio(access, context),
             Exit::Stage2Fault { .. } => Resume::InjectExternalAbort.into(),
             Exit::Smccc(args) => self.call(vcpu, args, context),
             Exit::HostCall { imm, args } => self.host_call(*imm, args, context).into(),
@@ -178,7 +188,7 @@ impl VmServices {
     }
 
     /// Finds the device at the address. Nothing there means an external abort, as on a bus.
-    fn mmio(&mut self, access: &MmioAccess, console: &mut dyn ConsoleSink) -> Response {
+    fn mmio(&mut self, access: &MmioAccess, context: &mut Context<'_>) -> Response {
         let done = |value| match access.access {
             Access::Read => Resume::Read(value),
             Access::Write(_) => Resume::Done,
@@ -195,7 +205,7 @@ impl VmServices {
                 *polls = polls.saturating_add(1);
                 if let Some(byte) = sent {
                     *polls = 0;
-                    line.put(byte, console);
+                    line.put(byte, context.console);
                 }
                 feed(device, typed);
                 let mut irq = IrqLines { vgic, kick: VcpuSet::EMPTY };
@@ -205,6 +215,15 @@ impl VmServices {
         }
         if let Some(response) = self.virtio_access(access) {
             return response;
+        }
+        for endpoint in &self.channels {
+            let offset = access.ipa.get().checked_sub(endpoint.registers.base);
+            let Some(offset) = offset.filter(|offset| *offset < REGISTERS_SIZE) else { continue };
+            let peers = &mut *context.peers;
+            let value = peers.channel_access(endpoint, offset, access.width, access.access);
+            let line = peers.channel_line(endpoint);
+            let kick = self.vgic.set_spi(endpoint.registers.intid, line);
+            return Response { resume: done(value.into()), kick };
         }
         if self.flash && access.ipa.get() < layout::FLASH.get() + layout::FLASH_SIZE {
             return done(access.width.mask()).into();
@@ -345,6 +364,16 @@ impl VmServices {
     #[must_use]
     pub fn unfinished_line(&self) -> usize {
         self.console.len()
+    }
+
+    /// Looks at what other VMs have done to this one's devices; returns whom to wake or kick.
+    pub fn peers_called(&mut self, peers: &mut dyn Peers) -> VcpuSet {
+        let mut kick = VcpuSet::EMPTY;
+        for endpoint in &self.channels {
+            let line = peers.channel_line(endpoint);
+            kick.extend(self.vgic.set_spi(endpoint.registers.intid, line));
+        }
+        kick
     }
 
     /// Gives out a line that has begun, because the VM stopped or fell silent.

@@ -16,7 +16,7 @@ use vmm_services::manifest::{Bundle, names};
 
 use crate::elf;
 use crate::scenario::{
-    Device, ImageRef, ImageType, Kind, Refusal, Refused, Scenario, VirtioDevice, Vm,
+    Channel, Device, ImageRef, ImageType, Kind, Refusal, Refused, Scenario, VirtioDevice, Vm,
 };
 
 /// First bytes of a gzip file.
@@ -167,6 +167,9 @@ fn tree(scenario: &Scenario, images: &Images, tree_size: u64, total: u64) -> Vec
         vms.add_child(node);
     }
     root.add_child(vms);
+    if !scenario.channels.is_empty() {
+        root.add_child(channels_node(&scenario.channels));
+    }
     // The checksum is that of the tree with a checksum of zero.
     let checksum = crc32fast::hash(&tree.to_dtb());
     set(&mut tree.root, names::CRC32, checksum);
@@ -241,6 +244,18 @@ fn virtio_node(devices: &[VirtioDevice]) -> DeviceTreeNode {
             VirtioDevice::Console => names::CONSOLE,
         };
         node.add_child(DeviceTreeNode::new_unchecked(format!("{kind}@{slot}")));
+    }
+    node
+}
+
+fn channels_node(channels: &[Channel]) -> DeviceTreeNode {
+    let mut node = DeviceTreeNode::new_unchecked(names::CHANNELS);
+    for channel in channels {
+        let mut child = DeviceTreeNode::new_unchecked(channel.name.as_str());
+        set(&mut child, names::SIZE, channel.size.0);
+        let vms: Vec<&str> = channel.vms.iter().map(String::as_str).collect();
+        set(&mut child, names::VMS, vms);
+        node.add_child(child);
     }
     node
 }

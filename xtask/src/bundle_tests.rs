@@ -2,7 +2,9 @@ use std::io::Write;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use vmm_services::manifest::{Budget, HashAlgorithm, KernelFormat, Placement, SelfTest};
+use vmm_services::manifest::{
+    Budget, ChannelSpec, HashAlgorithm, KernelFormat, Placement, SelfTest,
+};
 
 use super::*;
 use crate::scenario::parse_for_test;
@@ -75,6 +77,10 @@ kernel = "kernel"
 hash = "sha512"
 ipa-bits = 36
 personalization = "ab"
+[[channel]]
+name = "pipe"
+vms = ["two", "one"]
+memory = "64K"
 "#;
 
 #[test]
@@ -101,6 +107,8 @@ fn the_hypervisors_parser_reads_what_was_written() {
     assert_eq!((realm.hash, realm.ipa_bits), (HashAlgorithm::Sha512, 36));
     assert_eq!(realm.rpv[..2], [0xab, 0]);
     assert_eq!(two.devices.uart, Some(Placement { base: 0x900_0000, intid: 33 }));
+    let pipe = ChannelSpec { name: "pipe", size: 64 << 10, ends: ["two", "one"] };
+    assert_eq!(bundle.channels.as_slice(), [pipe]);
     // Both VMs use one copy.
     assert_eq!(one.kernel, two.kernel);
     assert_eq!(bundle.image(&two.kernel), kernel());

@@ -35,6 +35,7 @@ fn scenario() -> Scenario {
         self_test: None,
         machine: Machine { cpus: 1, memory: Size(3 << 30) },
         vms: vec![vm("good", Expect::Off, None), vm("bad", Expect::Stopped, Some("granule"))],
+        channels: Vec::new(),
     }
 }
 

@@ -5,7 +5,7 @@ use super::normal::NormalVcpu;
 use super::realm::RealmSpace;
 use super::rec::RecVcpu;
 use super::vcpu::{self, Kind, Vcpu};
-use super::{BUNDLE, Reason, Space, VMS, Vm, lifecycle};
+use super::{BUNDLE, Reason, Space, VMS, Vm, channel, lifecycle};
 use crate::arch::sysreg::{read_sysreg, write_sysreg};
 use crate::arch::{cpu, timer, tlb, vgic_hw};
 use crate::irq;
@@ -19,7 +19,7 @@ use spin::Once;
 use vmm_services::loader::{self, FDT_MAX, LoadPlan, Source};
 use vmm_services::manifest::{Bundle, VmSpec};
 use vmm_services::vgic::{HardwarePpi, VgicConfig};
-use vmm_services::vm::ServicesConfig;
+use vmm_services::vm::{Endpoints, ServicesConfig};
 use vmm_services::{MAX_VCPUS, VcpuId, VmServices, layout};
 
 /// Width of a normal VM's IPA space in bits.
@@ -111,7 +111,7 @@ pub fn build(vm: &'static Vm) -> Result<(), Reason> {
         None => build_normal(vm, spec, bundle, &plan, &fdt),
         Some(_) => build_realm(vm, spec, bundle, &plan, &fdt),
     };
-    if let Err(reason) = result {
+    if let Err(reason) = result.and_then(|()| channel::join(vm)) {
         drop(fdt);
         lifecycle::take_apart(vm);
         return Err(reason);
@@ -163,6 +163,7 @@ fn build_normal(
         uart: spec.devices.uart,
         flash: spec.devices.flash,
         virtio: &spec.devices.virtio,
+        channels: &channel::endpoints(vm).collect::<Endpoints>(),
     }));
     // Virtual time of the VM starts at zero.
     let offset = timer::now_ticks();
@@ -205,6 +206,7 @@ fn build_realm(
         uart: spec.devices.uart,
         flash: spec.devices.flash,
         virtio: &spec.devices.virtio,
+        channels: &channel::endpoints(vm).collect::<Endpoints>(),
     }));
     let mut failure = None;
     let gic = rmm.capabilities().gic;

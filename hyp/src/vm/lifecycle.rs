@@ -2,7 +2,7 @@
 
 use super::output::VmConsole;
 use super::vcpu::{self, Kind, Vcpu};
-use super::{End, Reason, Space, Vm, build};
+use super::{End, Reason, Space, Vm, build, channel};
 use crate::arch::timer;
 use crate::run::{self, SCHEDULER};
 use arrayvec::ArrayVec;
@@ -104,6 +104,7 @@ pub fn take_apart(vm: &'static Vm) {
         Space::Normal(memory) => memory.release(&vm.vmid),
         Space::Realm(realm) => realm.destroy(vm, recs),
     }
+    channel::leave(vm);
 }
 
 /// One VM less to wait for; the last one ends the machine.

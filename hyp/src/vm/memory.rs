@@ -160,6 +160,21 @@ impl VmMemory {
         self.stage2.map(slot, layout::STRAY, pa, PAGE_SIZE, attributes)
     }
 
+    /// Maps the memory of a channel: data that the guest does not execute.
+    ///
+    /// # Errors
+    ///
+    /// Stage-2 refused.
+    pub fn map_channel(
+        &mut self,
+        slot: &VmidSlot,
+        ipa: Ipa,
+        pa: PhysAddr,
+        bytes: u64,
+    ) -> Result<(), MapError> {
+        self.stage2.map(slot, ipa, pa, bytes, Attributes::normal(Permissions::RW))
+    }
+
     /// `VTTBR_EL2` of this VM.
     #[must_use]
     pub fn vttbr(&self, vmid: Vmid) -> u64 {

@@ -5,10 +5,12 @@
 //! vCPU, then services, then memory, then the scheduler, then the ledger.
 
 pub mod build;
+pub mod channel;
 pub mod lifecycle;
 pub mod memory;
 pub mod normal;
 pub mod output;
+pub mod peers;
 pub mod realm;
 pub mod rec;
 pub mod selftest;
@@ -19,7 +21,7 @@ pub mod vcpu;
 use crate::sync::Lock;
 use arrayvec::ArrayString;
 use core::fmt;
-use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use mm::ledger::Owner;
 use mm::stage2::VmidSlot;
 use sched::EntityId;
@@ -121,6 +123,8 @@ pub struct Vm {
     end: Lock<Option<End>>,
     /// Device models, interrupt controller, power state.
     pub services: Lock<Option<VmServices>>,
+    /// Whether another VM has something for its devices.
+    called: AtomicBool,
     /// RAM and translation tables.
     pub space: Lock<Space>,
     /// VMID of a normal VM.
@@ -139,6 +143,7 @@ impl Vm {
             life: Lifecycle::new(),
             end: Lock::new(None),
             services: Lock::new(None),
+            called: AtomicBool::new(false),
             space: Lock::new(Space::None),
             vmid: VmidSlot::new(),
             stats: Stats::new(),
@@ -195,6 +200,23 @@ impl Vm {
     #[must_use]
     pub fn phase(&self) -> Phase {
         self.life.phase()
+    }
+
+    /// Notes that another VM has something for its devices.
+    pub fn set_called(&self) {
+        self.called.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether another VM has something for its devices.
+    #[must_use]
+    pub fn is_called(&self) -> bool {
+        self.called.load(Ordering::SeqCst)
+    }
+
+    /// Takes the note back, before looking what there is.
+    #[must_use]
+    pub fn take_called(&self) -> bool {
+        self.is_called() && self.called.swap(false, Ordering::SeqCst)
     }
 
     /// Scheduler entity of a vCPU.

@@ -190,6 +190,22 @@ impl RealmSpace {
         }
     }
 
+    /// Maps the memory of a channel among the realm's shared addresses.
+    ///
+    /// # Errors
+    ///
+    /// The RMM refuses, or memory for tables is short.
+    pub fn map_channel(
+        &mut self,
+        vm: &Vm,
+        ipa: Ipa,
+        pa: PhysAddr,
+        bytes: u64,
+    ) -> Result<(), Reason> {
+        self.timed(vm, |realm| realm.map_shared(ipa, pa, bytes, SharedAttrs::NORMAL_RW))
+            .map_err(|error| Reason::new(format_args!("channel: {error}")))
+    }
+
     /// Takes the realm back after a change of `[base, top)` to private memory: what was shared there
     /// is unmapped and freed.
     pub fn unshare(&mut self, vm: &Vm, base: Ipa, top: Ipa) {

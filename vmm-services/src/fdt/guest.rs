@@ -1,6 +1,7 @@
 //! The device tree that a guest finds in x0.
 
 use super::{FdtWriter, WriteError};
+use crate::channel::{self, Endpoint};
 use crate::ids::VcpuId;
 use crate::layout;
 use crate::manifest::Placement;
@@ -39,6 +40,8 @@ pub struct GuestTree<'a> {
     pub uart: Option<Placement>,
     /// Number of virtio-mmio transports, from slot 0.
     pub virtio: usize,
+    /// Names and places of its channels.
+    pub channels: &'a [(&'a str, Endpoint)],
 }
 
 fn shared(intid: u32) -> [u32; 3] {
@@ -89,6 +92,9 @@ pub fn generate(tree: &GuestTree<'_>, buffer: &mut [u8]) -> Result<usize, WriteE
     }
     for slot in 0..tree.virtio.min(layout::MAX_VIRTIO) {
         virtio(&mut w, slot);
+    }
+    for (name, endpoint) in tree.channels {
+        channel(&mut w, name, endpoint);
     }
     w.finish()
 }
@@ -171,5 +177,16 @@ fn virtio(w: &mut FdtWriter<'_>, slot: usize) {
     w.property_u64s("reg", &[address, layout::VIRTIO_STRIDE]);
     w.property_cells("interrupts", &shared(layout::VIRTIO_INTID + slot as u32));
     w.property_empty("dma-coherent");
+    w.end_node();
+}
+
+fn channel(w: &mut FdtWriter<'_>, name: &str, endpoint: &Endpoint) {
+    let Endpoint { registers, window: memory, .. } = *endpoint;
+    w.begin_node_at("channel", registers.base);
+    w.property_str("compatible", "suzerain,channel");
+    w.property_str("label", name);
+    w.property_u64s("reg", &[registers.base, channel::REGISTERS_SIZE, memory.base, memory.size]);
+    w.property_strs("reg-names", &["registers", "memory"]);
+    w.property_cells("interrupts", &shared(registers.intid));
     w.end_node();
 }

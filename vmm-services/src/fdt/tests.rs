@@ -1,4 +1,5 @@
 use super::{Fdt, FdtError, FdtWriter, GuestTree, Node, WriteError, generate};
+use crate::channel::{End, Endpoint, Window};
 use crate::manifest::Placement;
 use dtoolkit::Node as _;
 use proptest::prelude::*;
@@ -7,6 +8,16 @@ use std::vec::Vec;
 use std::{format, vec};
 
 const UART: Option<Placement> = Some(Placement { base: 0x0900_0000, intid: 33 });
+
+const CHANNELS: [(&str, Endpoint); 1] = [(
+    "pipe",
+    Endpoint {
+        channel: 7,
+        end: End::First,
+        registers: Placement { base: 0x0c00_1000, intid: 57 },
+        window: Window { base: 0x2100_0000, size: 0x4000 },
+    },
+)];
 
 fn guest(tree: &GuestTree<'_>) -> Vec<u8> {
     let mut buffer = vec![0xa5; 0x1_0000];
@@ -24,6 +35,7 @@ fn example() -> GuestTree<'static> {
         initrd: Some((0x4300_0000, 0x4310_0000)),
         uart: UART,
         virtio: 2,
+        channels: &CHANNELS,
     }
 }
 
@@ -62,6 +74,11 @@ fn guest_tree_reads_back() {
     let timer = tree.find("/timer").unwrap().property("interrupts").unwrap();
     assert_eq!(timer.cells().collect::<Vec<_>>(), [1, 13, 4, 1, 14, 4, 1, 11, 4, 1, 10, 4]);
     assert_eq!(tree.root().children().filter(|n| n.is_compatible("virtio,mmio")).count(), 2);
+    let channel = tree.find("/channel@c001000").unwrap();
+    assert_eq!(channel.reg().collect::<Vec<_>>(), [(0x0c00_1000, 0x1000), (0x2100_0000, 0x4000)]);
+    assert_eq!(channel.property("label").unwrap().str(), Some("pipe"));
+    let interrupts: Vec<_> = channel.property("interrupts").unwrap().cells().collect();
+    assert_eq!(interrupts, [0, 57 - 32, 4]);
     let alias = tree.find("/aliases").unwrap().property("serial0").unwrap();
     assert_eq!(alias.str(), Some("/pl011@9000000"));
     assert!(tree.find(alias.str().unwrap()).is_some());

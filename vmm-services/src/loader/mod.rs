@@ -247,6 +247,7 @@ pub fn plan(
         }
     };
     let room = fdt_buffer.len().min(FDT_MAX);
+    let channels: ArrayVec<_, { layout::MAX_VM_CHANNELS }> = bundle.channels_of(vm.name).collect();
     let tree = GuestTree {
         vcpus: vm.vcpus,
         memory: vm.memory,
@@ -255,6 +256,7 @@ pub fn plan(
         initrd,
         uart: vm.devices.uart,
         virtio: vm.devices.virtio.len(),
+        channels: &channels,
     };
     let buffer = fdt_buffer.get_mut(..room).unwrap_or_default();
     let length = fdt::generate(&tree, buffer).map_err(LoadError::Fdt)? as u64;

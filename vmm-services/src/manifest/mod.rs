@@ -5,10 +5,12 @@
 //! parser trusts nothing: every offset, size and checksum is checked, and every refusal says which
 //! node and property is to blame.
 
+mod channels;
 mod error;
 pub mod names;
 mod parse;
 
+pub use channels::ChannelSpec;
 pub use error::{Fault, ManifestError, Property};
 pub use parse::peek_total_size;
 
@@ -17,6 +19,8 @@ use arrayvec::ArrayVec;
 
 /// Most VMs of a bundle.
 pub const MAX_VMS: usize = 16;
+/// Most channels of a bundle.
+pub const MAX_CHANNELS: usize = 16;
 /// Longest name of a VM in bytes.
 pub const MAX_NAME: usize = 31;
 /// Longest command line in bytes.
@@ -36,6 +40,8 @@ pub struct Bundle<'a> {
     pub self_test: Option<SelfTest>,
     /// The VMs, in the order of the tree.
     pub vms: ArrayVec<VmSpec<'a>, MAX_VMS>,
+    /// Channels between them.
+    pub channels: ArrayVec<ChannelSpec<'a>, MAX_CHANNELS>,
 }
 
 /// A self test that the hypervisor runs on purpose.

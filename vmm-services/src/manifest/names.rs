@@ -19,8 +19,11 @@ pub const SCENARIO: &str = "scenario";
 pub const SELF_TEST: &str = "self-test";
 /// Value of [`SELF_TEST`].
 pub const GRANULE_PROTECTION: &str = "granule-protection";
-/// Node with one child per VM, whose node name is the VM's name.
+/// Node with one child per VM, whose node name is the VM's name. Channel: two strings.
 pub const VMS: &str = "vms";
+/// Root, optional: node with one child per channel, whose node name is the channel's name. Channel:
+/// u64, [`SIZE`], and [`VMS`], the names of the two VMs.
+pub const CHANNELS: &str = "channels";
 
 /// VM: string, [`KIND_VM`] or [`KIND_REALM`].
 pub const KIND: &str = "kind";
@@ -73,7 +76,7 @@ pub const KERNEL: &str = "kernel";
 pub const INITRAMFS: &str = "initramfs";
 /// Image nodes: u64, from the start of the bundle.
 pub const OFFSET: &str = "offset";
-/// Image nodes: u64, bytes.
+/// Image nodes: u64, bytes. Channel: u64, bytes.
 pub const SIZE: &str = "size";
 /// Kernel node, optional: string, [`TYPE_IMAGE`] when missing.
 pub const TYPE: &str = "type";

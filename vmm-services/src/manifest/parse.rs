@@ -1,5 +1,6 @@
 //! The parser.
 
+use super::channels;
 use super::names::{self, *};
 use super::{
     Budget, Bundle, Devices, Expect, Fault, HashAlgorithm, ImageRef, KernelFormat, MAX_CMDLINE,
@@ -23,7 +24,7 @@ const PERIOD_MAX_US: u64 = 10_000_000;
 /// Widths of a realm's IPA space. RMI has s2sz in this range on all implementations without LPA2.
 const IPA_BITS: core::ops::RangeInclusive<u64> = 32..=48;
 
-type Result<'a, T> = core::result::Result<T, ManifestError<'a>>;
+pub(super) type Result<'a, T> = core::result::Result<T, ManifestError<'a>>;
 
 /// The tree at the start of `bytes`.
 fn tree(bytes: &[u8]) -> Result<'_, (&[u8], Fdt<'_>)> {
@@ -65,7 +66,7 @@ pub(super) fn bundle(bytes: &[u8], crc: Update) -> Result<'_, Bundle<'_>> {
     let mismatch = Fault::SizeMismatch { expected: total, present: bytes.len() as u64 };
     let bytes = whole.ok_or(root.fault(TOTAL_SIZE, mismatch))?;
     check_tree_checksum(&root, tree_bytes, crc)?;
-    root.only(&["compatible", VERSION, TOTAL_SIZE, CRC32, SCENARIO, SELF_TEST], &[VMS])?;
+    root.only(&["compatible", VERSION, TOTAL_SIZE, CRC32, SCENARIO, SELF_TEST], &[VMS, CHANNELS])?;
 
     let images = Images { bytes, first: tree_bytes.len() as u64, crc };
     let mut bundle = Bundle {
@@ -77,6 +78,7 @@ pub(super) fn bundle(bytes: &[u8], crc: Update) -> Result<'_, Bundle<'_>> {
             Some(_) => return Err(root.fault(SELF_TEST, Fault::BadValue)),
         },
         vms: ArrayVec::new(),
+        channels: ArrayVec::new(),
     };
     let vms = root.node.child(VMS).ok_or(root.fault(VMS, Fault::Missing))?;
     if let Some(property) = vms.properties().next() {
@@ -94,6 +96,7 @@ pub(super) fn bundle(bytes: &[u8], crc: Update) -> Result<'_, Bundle<'_>> {
         return Err(root.fault(VMS, Fault::VmCount));
     }
     check_strays(&bundle)?;
+    bundle.channels = channels::channels(&root, &bundle.vms)?;
     Ok(bundle)
 }
 
@@ -347,14 +350,15 @@ fn placement<'a>(at: &At<'a>, size: u64, memory: u64) -> Result<'a, Placement> {
     let last = u64::from(crate::vgic::MAX_INTID);
     let intid = at.number_within(INTERRUPTS, 32, last)? as u32;
     let virtio = layout::VIRTIO_INTID..layout::VIRTIO_INTID + layout::MAX_VIRTIO as u32;
-    if virtio.contains(&intid) {
+    let channels = layout::CHANNEL_INTID..layout::CHANNEL_INTID + layout::MAX_VM_CHANNELS as u32;
+    if virtio.contains(&intid) || channels.contains(&intid) {
         return Err(at.fault(INTERRUPTS, Fault::InterruptTaken(intid)));
     }
     Ok(Placement { base, intid })
 }
 
 /// A node, with the names that an error about it gives.
-struct At<'a> {
+pub(super) struct At<'a> {
     /// Node of a VM, or `/`.
     owner: &'a str,
     /// Child node inside it.
@@ -367,17 +371,30 @@ impl<'a> At<'a> {
         Self { owner: "/", child: "", node: tree.root() }
     }
 
-    fn child(&self, name: &'a str) -> Option<Self> {
+    pub(super) fn child(&self, name: &'a str) -> Option<Self> {
         let node = self.node.children().find(|n| n.name() == name)?;
         Some(Self { owner: self.owner, child: name, node })
     }
 
-    fn fault(&self, name: &'a str, fault: Fault) -> ManifestError<'a> {
+    /// The children of a node that is only a list of them.
+    pub(super) fn children(&self) -> Result<'a, impl Iterator<Item = Self> + use<'a>> {
+        let (owner, node) = (self.owner, self.node);
+        match node.properties().next() {
+            Some(property) => Err(self.fault(property.name, Fault::Unknown)),
+            None => Ok(node.children().map(move |node| Self { owner, child: node.name(), node })),
+        }
+    }
+
+    pub(super) fn name(&self) -> &'a str {
+        self.node.name()
+    }
+
+    pub(super) fn fault(&self, name: &'a str, fault: Fault) -> ManifestError<'a> {
         ManifestError { node: self.owner, property: Property { child: self.child, name }, fault }
     }
 
     /// Refuses properties and child nodes that are not listed.
-    fn only(&self, properties: &[&str], children: &[&str]) -> Result<'a, ()> {
+    pub(super) fn only(&self, properties: &[&str], children: &[&str]) -> Result<'a, ()> {
         match self.node.properties().find(|p| !properties.contains(&p.name)) {
             Some(property) => Err(self.fault(property.name, Fault::Unknown)),
             None => self.only_children(children),
@@ -391,7 +408,7 @@ impl<'a> At<'a> {
         }
     }
 
-    fn property(&self, name: &'a str) -> Result<'a, fdt::Property<'a>> {
+    pub(super) fn property(&self, name: &'a str) -> Result<'a, fdt::Property<'a>> {
         self.node.property(name).ok_or(self.fault(name, Fault::Missing))
     }
 
@@ -404,7 +421,7 @@ impl<'a> At<'a> {
     }
 
     /// A number of one or two cells in `min..=max`.
-    fn number_within(&self, name: &'a str, min: u64, max: u64) -> Result<'a, u64> {
+    pub(super) fn number_within(&self, name: &'a str, min: u64, max: u64) -> Result<'a, u64> {
         let value = self.property(name)?.number().ok_or(self.fault(name, Fault::BadType))?;
         if (min..=max).contains(&value) {
             Ok(value)

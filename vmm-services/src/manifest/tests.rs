@@ -1,5 +1,6 @@
 use super::names::*;
 use super::{Budget, Bundle, Expect, Fault, KernelFormat, Placement, SelfTest, peek_total_size};
+use crate::channel::{End, Endpoint, Window};
 use crate::fdt::FdtError;
 use crate::testing::{self, Prop, Vm, bundle, bundle_with, cell, seal, text, wide};
 use proptest::prelude::*;
@@ -219,4 +220,57 @@ proptest! {
     fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         prop_assert!(Bundle::parse(&bytes).is_err());
     }
+}
+
+fn channel(size: u64, vms: &[&str]) -> Vec<Prop> {
+    let names = vms.iter().flat_map(|name| [name.as_bytes(), &[0]].concat()).collect();
+    vec![wide(SIZE, size), Prop(VMS, names)]
+}
+
+#[test]
+fn channels_are_found_by_both_their_vms() {
+    let vms = ["a", "b", "c"].map(Vm::ordinary);
+    let channels =
+        [("one", channel(0x1000, &["a", "b"])), ("two", channel(0x100_0000, &["c", "a"]))];
+    let bytes = testing::bundle_with_channels(&[], &vms, &channels);
+    let bundle = Bundle::parse(&bytes).unwrap();
+    let of = |name: &str| -> Vec<_> { bundle.channels_of(name).collect() };
+    let small = Window { base: 0x2000_0000, size: 0x1000 };
+    let large = Window { base: 0x2100_0000, size: 0x100_0000 };
+    let first = Placement { base: 0x0c00_0000, intid: 56 };
+    let second = Placement { base: 0x0c00_1000, intid: 57 };
+    let one = Endpoint { channel: 0, end: End::First, registers: first, window: small };
+    let two = Endpoint { channel: 1, end: End::Second, registers: second, window: large };
+    assert_eq!(of("a"), [("one", one), ("two", two)]);
+    assert_eq!(of("b"), [("one", Endpoint { end: End::Second, ..one })]);
+    let window = Window { base: 0x2000_0000, ..large };
+    let two = Endpoint { end: End::First, registers: first, window, ..two };
+    assert_eq!(of("c"), [("two", two)]);
+    assert_eq!(of("d"), []);
+}
+
+#[test]
+fn broken_channels_are_refused() {
+    let refused = |channels: &[testing::Channel<'_>]| {
+        let vms = ["a", "b"].map(Vm::ordinary);
+        let (node, property, fault) = refusal(&testing::bundle_with_channels(&[], &vms, channels));
+        assert_eq!(node, "/");
+        (property, fault)
+    };
+    let one = |size, vms: &[&str]| refused(&[("x", channel(size, vms))]);
+    let range = |value| Fault::OutOfRange { value, min: 0x1000, max: 16 << 20 };
+    assert_eq!(one(0x800, &["a", "b"]), ("x/size".into(), range(0x800)));
+    assert_eq!(one(32 << 20, &["a", "b"]), ("x/size".into(), range(32 << 20)));
+    assert_eq!(one(0x3000, &["a", "b"]), ("x/size".into(), Fault::BadValue));
+    assert_eq!(one(0x1000, &["a"]), ("x/vms".into(), Fault::BadType));
+    assert_eq!(one(0x1000, &["a", "b", "a"]), ("x/vms".into(), Fault::BadType));
+    assert_eq!(one(0x1000, &["a", "a"]), ("x/vms".into(), Fault::DuplicateName));
+    assert_eq!(one(0x1000, &["a", "z"]), ("x/vms".into(), Fault::NoSuchVm));
+    let mut extra = channel(0x1000, &["a", "b"]);
+    extra.push(cell("color", 1));
+    assert_eq!(refused(&[("x", extra)]), ("x/color".into(), Fault::Unknown));
+    let good = || channel(0x1000, &["a", "b"]);
+    assert_eq!(refused(&[("x", good()), ("x", good())]), ("x/".into(), Fault::DuplicateName));
+    let many: Vec<_> = ["p", "q", "r", "s", "t"].map(|name| (name, good())).into();
+    assert_eq!(refused(&many), ("t/vms".into(), Fault::TooMany(4)));
 }

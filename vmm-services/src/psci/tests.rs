@@ -2,7 +2,7 @@ use super::PowerState;
 use crate::exit::{CALL_REGISTERS, PsciNotice, PsciVerdict, Resume, StopReason};
 use crate::ids::VcpuId;
 use crate::smccc;
-use crate::testing::{Counting, Lines, Ram};
+use crate::testing::{Alone, Counting, Lines, Ram};
 use crate::vm::Context;
 use mm::Ipa;
 use proptest::prelude::*;
@@ -38,7 +38,12 @@ impl Rig {
         args[..head.len()].copy_from_slice(head);
         let mut lines = Lines::default();
         let entropy = Counting::default();
-        let context = Context { memory: &self.memory, console: &mut lines, entropy: &entropy };
+        let context = Context {
+            memory: &self.memory,
+            console: &mut lines,
+            entropy: &entropy,
+            peers: &mut Alone,
+        };
         smccc::call(&mut self.power, cpu(vcpu), &args, &context)
     }
 

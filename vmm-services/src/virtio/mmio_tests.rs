@@ -1,6 +1,6 @@
 use super::*;
 use crate::manifest::VirtioDevice;
-use crate::testing::{Counting, Lines, Ram};
+use crate::testing::{Alone, Counting, Lines, Ram};
 use proptest::prelude::*;
 
 /// A transport with a console, and what it may reach.
@@ -30,6 +30,7 @@ impl Rig {
             memory: &self.ram,
             console: &mut self.lines,
             entropy: &entropy,
+            peers: &mut Alone,
         });
     }
 

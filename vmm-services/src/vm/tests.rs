@@ -1,4 +1,5 @@
 use super::{Context, Response, ServicesConfig, VmServices};
+use crate::channel::{self, End, Endpoint, Link, Window};
 use crate::exit::{
     Access, CALL_REGISTERS, Exit, FatalCause, HOST_CALL_REGISTERS, MmioAccess, PsciNotice, Resume,
     Ripas, StopReason, SysReg, WaitKind, Width,
@@ -7,16 +8,39 @@ use crate::host_call;
 use crate::ids::{VcpuId, VcpuSet};
 use crate::manifest::{Placement, VirtioDevice};
 use crate::testing::{Counting, Lines, Ram};
+use crate::traits::Peers;
 use crate::vgic::{LrImage, VgicConfig};
 use mm::Ipa;
 use proptest::prelude::*;
 
 const BOOT: VcpuId = VcpuId::BOOT;
+const CHANNEL: Endpoint = Endpoint {
+    channel: 3,
+    end: End::Second,
+    registers: Placement { base: 0x0c00_0000, intid: 56 },
+    window: Window { base: 0x2000_0000, size: 0x1000 },
+};
+
+/// The other end of a channel.
+#[derive(Default)]
+struct Neighbour(Link);
+
+impl Peers for Neighbour {
+    fn channel_access(&mut self, at: &Endpoint, offset: u64, width: Width, access: Access) -> u32 {
+        assert_eq!(*at, CHANNEL);
+        self.0.access(at.end, at.window, offset, width, access).value
+    }
+
+    fn channel_line(&mut self, at: &Endpoint) -> bool {
+        self.0.line(at.end)
+    }
+}
 
 struct Rig {
     services: VmServices,
     memory: Ram,
     lines: Lines,
+    peers: Neighbour,
 }
 
 impl Rig {
@@ -28,9 +52,11 @@ impl Rig {
                 uart: Some(Placement { base: 0x0900_0000, intid: 33 }),
                 flash: realm_ipa_bits.is_some(),
                 virtio: &[VirtioDevice::Console],
+                channels: &[CHANNEL],
             }),
             memory: Ram::new(0x2000),
             lines: Lines::default(),
+            peers: Neighbour::default(),
         }
     }
 
@@ -47,6 +73,7 @@ impl Rig {
             memory: &self.memory,
             console: &mut self.lines,
             entropy: &Counting::default(),
+            peers: &mut self.peers,
         };
         self.services.handle(vcpu, exit, &mut context)
     }
@@ -304,4 +331,24 @@ proptest! {
             prop_assert!(response.kick.iter().all(|v| v.index() < 2));
         }
     }
+}
+
+#[test]
+fn a_channel_interrupts_the_guest_until_it_answers() {
+    let mut rig = Rig::vm();
+    rig.open(0, 56);
+    let register = |offset| CHANNEL.registers.base + offset;
+    assert_eq!(rig.mmio(register(channel::reg::MAGIC), Access::Read), Resume::Read(0x4843_5a53));
+    let _ = rig.peers.0.join(End::First);
+    let _ = rig.peers.0.join(End::Second);
+    rig.mmio(register(channel::reg::ENABLE), Access::Write(1));
+    let ring = Access::Write(1);
+    let offset = channel::reg::DOORBELL;
+    let _ = rig.peers.0.access(End::First, CHANNEL.window, offset, Width::Word, ring);
+    assert!(!rig.services.vgic().has_pending(BOOT), "nobody has told the services yet");
+    assert_eq!(rig.services.peers_called(&mut rig.peers), VcpuSet::only(BOOT));
+    assert!(rig.services.vgic().has_pending(BOOT));
+    rig.mmio(register(channel::reg::PENDING), Access::Write(1));
+    assert!(!rig.services.vgic().has_pending(BOOT));
+    assert_eq!(rig.mmio(register(0x1000), Access::Read), Resume::InjectExternalAbort);
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use vmm_services::manifest::{MAX_NAME, MAX_VMS};
 
+use super::channels;
 use super::format::{self, Expect, File, Kind};
 use super::refusal::{Refused, Source};
 use super::size::Size;
@@ -110,8 +111,9 @@ pub(super) fn check(
     }
     let vms = file.vm.iter().map(|vm| check_vm(&mut source, images, machine, vm)).collect();
     between_vms(&mut source, machine, &file.vm);
+    let channels = channels::check(&mut source, &file.channel, &file.vm);
     let scenario =
-        Scenario { file: path.to_owned(), name, self_test: file.self_test, machine, vms };
+        Scenario { file: path.to_owned(), name, self_test: file.self_test, machine, vms, channels };
     source.finish(scenario)
 }
 
@@ -125,8 +127,8 @@ fn scenario_name(source: &mut Source<'_>, path: &Path, name: Option<&Spanned<Str
     text
 }
 
-/// Names become device tree nodes and prefixes of console lines.
-fn check_name(source: &mut Source<'_>, name: &str, span: &Range<usize>) {
+/// Names become device tree nodes, and those of VMs prefixes of console lines.
+pub(super) fn check_name(source: &mut Source<'_>, name: &str, span: &Range<usize>) {
     let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let starts_well = name.starts_with(|c: char| c.is_ascii_lowercase());
     if name.len() > MAX_NAME || !starts_well || !name.chars().all(letters) {

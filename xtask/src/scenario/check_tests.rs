@@ -231,3 +231,36 @@ fn a_device_that_was_moved() {
     assert_eq!((device.address, device.interrupt), (0x900_1000, 34));
     assert!(!device.is_in_its_place());
 }
+
+/// Two VMs and a channel that begins at line 18; `more` are further lines.
+fn with_channel(vms: &str, memory: &str, more: &str) -> String {
+    let second = HEAD
+        .lines()
+        .skip(4)
+        .collect::<Vec<_>>()
+        .join("\n")
+        .replace("linux\"\nkind", "other\"\nkind");
+    format!(
+        "{HEAD}{second}\n[[channel]]\nname = \"pipe\"\nvms = [{vms}]\nmemory = \"{memory}\"\n{more}"
+    )
+}
+
+#[test]
+fn channels_connect_two_vms() {
+    let good = "\"linux\", \"other\"";
+    let scenario = run(&with_channel(good, "64K", "")).unwrap();
+    let [pipe] = scenario.channels.as_slice() else { panic!("one channel") };
+    assert_eq!((pipe.name.as_str(), pipe.size), ("pipe", Size(64 << 10)));
+    assert_eq!(pipe.vms, ["linux", "other"]);
+    refused(&with_channel("\"linux\", \"linux\"", "64K", ""), 17, "two different VMs");
+    refused(&with_channel("\"linux\", \"none\"", "64K", ""), 17, "no VM \"none\"");
+    refused(&with_channel("\"linux\"", "64K", ""), 17, "length");
+    refused(&with_channel(good, "3K", ""), 18, "from 4 KiB to 16 MiB");
+    refused(&with_channel(good, "12K", ""), 18, "a power of two");
+    refused(&with_channel(good, "32M", ""), 18, "from 4 KiB to 16 MiB");
+    let again = format!("[[channel]]\nname = \"pipe\"\nvms = [{good}]\nmemory = \"4K\"\n");
+    refused(&with_channel(good, "64K", &again), 20, "a channel \"pipe\" already");
+    let more = (0..4).map(|n| again.replace("pipe", &format!("p{n}"))).collect::<String>();
+    let Refused(refusals) = run(&with_channel(good, "64K", &more)).unwrap_err();
+    assert!(refusals[0].reason.contains("linux has more than 4 channels"), "{refusals:?}");
+}

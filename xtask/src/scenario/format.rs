@@ -16,6 +16,9 @@ pub(super) struct File {
     pub(super) machine: Machine,
     #[serde(default)]
     pub(super) vm: Vec<Spanned<Vm>>,
+    /// Memory with doorbells between two of them.
+    #[serde(default)]
+    pub(super) channel: Vec<Spanned<Channel>>,
 }
 
 /// The machine that the hypervisor runs on.
@@ -64,6 +67,15 @@ pub(super) struct Vm {
     pub(super) personalization: Option<Spanned<String>>,
     /// Normal VMs: its stage-2 maps, on purpose, a granule of that realm.
     pub(super) stray_granule_of: Option<Spanned<String>>,
+}
+
+/// A channel between two VMs.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Channel {
+    pub(super) name: Spanned<String>,
+    pub(super) vms: Spanned<[String; 2]>,
+    pub(super) memory: Spanned<Size>,
 }
 
 /// An emulated device.

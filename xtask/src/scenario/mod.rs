@@ -3,6 +3,7 @@
 //! A scenario is a TOML file; `scenarios/mixed.toml` explains the keys. What is wrong in it is
 //! refused with file, line and reason before anything runs.
 
+mod channels;
 mod check;
 mod devices;
 mod format;
@@ -28,6 +29,7 @@ pub(crate) struct Scenario {
     pub(crate) self_test: Option<SelfTest>,
     pub(crate) machine: Machine,
     pub(crate) vms: Vec<Vm>,
+    pub(crate) channels: Vec<Channel>,
 }
 
 /// The machine that the hypervisor runs on.
@@ -63,6 +65,15 @@ pub(crate) struct Vm {
     pub(crate) ipa_bits: u32,
     pub(crate) personalization: Option<[u8; 64]>,
     pub(crate) stray_granule_of: Option<String>,
+}
+
+/// A channel between two VMs.
+#[derive(Clone, Debug)]
+pub(crate) struct Channel {
+    pub(crate) name: String,
+    pub(crate) vms: [String; 2],
+    /// Memory that both map.
+    pub(crate) size: Size,
 }
 
 /// An image and the line that asks for it.

@@ -16,8 +16,9 @@ use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_rt::boot::{self, BootInfo, Conduit};
+use guest_rt::rsi::{RealmConfig, realm_config};
 use guest_rt::{console, cpu_index, gic, mark, mmu, println, psci, timer, uart};
-use rsi::{RealmConfig, Ripas};
+use rsi::Ripas;
 
 /// Distance of two timer ticks in milliseconds.
 const TICK_MS: u64 = 50;
@@ -56,7 +57,7 @@ fn run(device_tree: u64) -> Result<(), Failure> {
     // SAFETY: the boot protocol puts the address of the device tree into x0 of the first REC.
     let info = unsafe { boot::parse(device_tree) }.map_err(|what| Failure { code: 1, what })?;
     group(2, check_version())?;
-    let config = rsi::realm_config().map_err(|_| Failure { code: 3, what: "REALM_CONFIG" })?;
+    let config = realm_config().map_err(|_| Failure { code: 3, what: "REALM_CONFIG" })?;
     group(3, check_config(&config, &info))?;
     let alias = 1 << (config.ipa_width - 1);
     mmu::enable(&info.ram, alias);

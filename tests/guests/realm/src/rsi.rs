@@ -1,11 +1,10 @@
-//! The Realm Services Interface, RSI 1.0, as SMC calls to the RMM.
+//! The Realm Services Interface, RSI 1.0, as SMC calls to the RMM, beside what `guest_rt::rsi` has.
 
 const FID_VERSION: u32 = 0xc400_0190;
 const FID_MEASUREMENT_READ: u32 = 0xc400_0192;
 const FID_MEASUREMENT_EXTEND: u32 = 0xc400_0193;
 const FID_ATTESTATION_TOKEN_INIT: u32 = 0xc400_0194;
 const FID_ATTESTATION_TOKEN_CONTINUE: u32 = 0xc400_0195;
-const FID_REALM_CONFIG: u32 = 0xc400_0196;
 const FID_IPA_STATE_SET: u32 = 0xc400_0197;
 const FID_IPA_STATE_GET: u32 = 0xc400_0198;
 const FID_HOST_CALL: u32 = 0xc400_0199;
@@ -46,23 +45,6 @@ pub(crate) enum Ripas {
     Ram = 1,
 }
 
-/// The realm's configuration, as far as RSI 1.0 knows it.
-#[derive(Clone, Copy)]
-pub(crate) struct RealmConfig {
-    /// Width of the IPA space in bits; its upper half is shared.
-    pub(crate) ipa_width: u64,
-    /// 0 for SHA-256, 1 for SHA-512.
-    pub(crate) algorithm: u8,
-}
-
-/// What RSI_REALM_CONFIG writes.
-#[repr(C, align(4096))]
-struct RealmConfigPage {
-    ipa_width: u64,
-    algorithm: u8,
-    rest: [u8; 4096 - 9],
-}
-
 /// What RSI_HOST_CALL passes both ways.
 #[derive(Clone, Copy)]
 #[repr(C, align(256))]
@@ -73,7 +55,7 @@ pub(crate) struct HostCall {
     pub(crate) gprs: [u64; 31],
 }
 
-const _: () = assert!(size_of::<RealmConfigPage>() == 0x1000 && size_of::<HostCall>() == 0x100);
+const _: () = assert!(size_of::<HostCall>() == 0x100);
 
 /// Calls the RMM with up to eleven arguments.
 pub(crate) fn raw_call(function: u32, args: &[u64]) -> [u64; 18] {
@@ -92,13 +74,6 @@ fn call(function: u32, args: &[u64]) -> Result<[u64; 18], Status> {
 /// Asks for a version; answers the lowest and the highest that the RMM implements.
 pub(crate) fn version(requested: u64) -> Result<(u64, u64), Status> {
     call(FID_VERSION, &[requested]).map(|results| (results[1], results[2]))
-}
-
-/// Reads the realm's configuration.
-pub(crate) fn realm_config() -> Result<RealmConfig, Status> {
-    let mut page = RealmConfigPage { ipa_width: 0, algorithm: 0, rest: [0; 4096 - 9] };
-    call(FID_REALM_CONFIG, &[(&raw mut page).expose_provenance() as u64])?;
-    Ok(RealmConfig { ipa_width: page.ipa_width, algorithm: page.algorithm })
 }
 
 /// Reads measurement `index`: 0 is the RIM, 1 to 4 are the REMs. Shorter ones end in zeroes.

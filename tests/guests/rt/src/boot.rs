@@ -2,6 +2,7 @@
 
 use core::ops::Range;
 
+use arrayvec::ArrayVec;
 use dtoolkit::fdt::Fdt;
 use dtoolkit::{Node, Property};
 
@@ -34,7 +35,30 @@ pub struct BootInfo {
     pub stray: bool,
     /// Value of `fp=N` in the command line: how often each vCPU checks its FP registers.
     pub fp: Option<u64>,
+    /// Value of `serve=N` in the command line: how many lives of its peers the guest at the serving end
+    /// of channels waits for.
+    pub serve: Option<u64>,
+    /// Whether the command line says `last`: the guest is to outlive those at the other ends.
+    pub last: bool,
+    /// Channels to other guests.
+    pub channels: ArrayVec<Place, MAX_CHANNELS>,
 }
+
+/// Where a channel is.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// IPA of its registers.
+    pub registers: u64,
+    /// IPA of its memory.
+    pub memory: u64,
+    /// Bytes of its memory.
+    pub size: u64,
+    /// Its interrupt, from 32.
+    pub intid: u32,
+}
+
+/// Most channels of a guest.
+pub const MAX_CHANNELS: usize = 4;
 
 /// Reads the device tree at `address`.
 ///
@@ -76,11 +100,44 @@ pub unsafe fn parse(address: u64) -> Result<BootInfo, &'static str> {
     };
     let bootargs = tree.find_node("/chosen").and_then(|chosen| chosen.property("bootargs"));
     let args = bootargs.as_ref().and_then(|args| args.value_as::<&str>().ok()).unwrap_or("");
-    let number = |key| {
-        args.split_whitespace().find_map(|arg| arg.strip_prefix(key)).and_then(|n| n.parse().ok())
+    let number = |key: &str| {
+        args.split_whitespace()
+            .find_map(|arg| arg.strip_prefix(key)?.strip_prefix('='))
+            .and_then(|value| value.parse().ok())
     };
-    let (ticks, rounds, fp) = (number("ticks="), number("rounds="), number("fp="));
-    let word = |word| args.split_whitespace().any(|arg| arg == word);
-    let (one_core, stray) = (word("one-core"), word("stray"));
-    Ok(BootInfo { ram: base..top, cpus, conduit, ticks, rounds, one_core, stray, fp })
+    let flag = |key: &str| args.split_whitespace().any(|arg| arg == key);
+    Ok(BootInfo {
+        ram: base..top,
+        cpus,
+        conduit,
+        ticks: number("ticks"),
+        rounds: number("rounds"),
+        one_core: flag("one-core"),
+        stray: flag("stray"),
+        fp: number("fp"),
+        serve: number("serve"),
+        last: flag("last"),
+        channels: channels(&tree)?,
+    })
+}
+
+fn channels(tree: &Fdt<'_>) -> Result<ArrayVec<Place, MAX_CHANNELS>, &'static str> {
+    const BAD: &str = "bad channel node";
+    let root = tree.root();
+    let nodes = root.children().filter(|node| node.name_without_address() == "channel");
+    let mut found = ArrayVec::new();
+    for node in nodes {
+        let mut reg = node.reg().map_err(|_| BAD)?.ok_or(BAD)?;
+        let mut region = || -> Option<(u64, u64)> {
+            let region = reg.next()?;
+            Some((region.address().ok()?, region.size().ok()?))
+        };
+        let ((registers, _), (memory, size)) = (region().ok_or(BAD)?, region().ok_or(BAD)?);
+        let interrupts = node.property("interrupts").ok_or(BAD)?;
+        // Of the three cells the second is the number of a shared interrupt.
+        let spi = interrupts.value().get(4..8).and_then(|cell| cell.try_into().ok()).ok_or(BAD)?;
+        let intid = 32 + u32::from_be_bytes(spi);
+        found.try_push(Place { registers, memory, size, intid }).map_err(|_| "many channels")?;
+    }
+    Ok(found)
 }

@@ -10,7 +10,7 @@ use arm_gic::gicv3::{
 };
 use arm_gic::{IntId, InterruptGroup, UniqueMmioPointer};
 
-use crate::{MAX_CPUS, cpu_index, mmu, timer};
+use crate::{MAX_CPUS, channel, cpu_index, mmu, timer};
 
 const GICD_IPA: u64 = 0x0800_0000;
 const GICR_IPA: u64 = 0x080a_0000;
@@ -109,6 +109,26 @@ pub fn enable(intid: u32, handler: fn(u32)) -> Result<(), &'static str> {
         .map_err(|_| "redistributor does not have the interrupt")
 }
 
+/// Routes the shared interrupt `intid` (32 to 1019) to this vCPU and enables it, level-triggered as
+/// [`init_distributor`] left it. Call on one vCPU at a time.
+///
+/// # Errors
+///
+/// Says which step the GIC refused.
+pub fn enable_shared(intid: u32) -> Result<(), &'static str> {
+    let id = IntId::spi(intid.checked_sub(32).ok_or("not a shared interrupt")?);
+    let registers: NonNull<Gicd> = mmu::device(GICD_IPA);
+    // SAFETY: as in `init_distributor`, whose pointer is gone; the caller keeps other vCPUs away.
+    let mut distributor = GicDistributor::new(unsafe { UniqueMmioPointer::new(registers) });
+    distributor.set_routing(id, Some(cpu_index() as u64)).map_err(|_| "SPI routing")?;
+    distributor.enable_interrupt(id, true).map_err(|_| "SPI enable")
+}
+
+/// Sleeps until an interrupt is pending, masked or not.
+pub fn wait_for_interrupt() {
+    aarch64_cpu::asm::wfi();
+}
+
 /// Masks IRQs on this vCPU.
 pub fn mask_irqs() {
     // SAFETY: masking interrupts breaks no invariant of Rust code.
@@ -128,7 +148,7 @@ pub(crate) fn handle_irq() {
             timer::handle_irq();
         } else if id == DOORBELL {
             DOORBELLS[cpu_index()].fetch_add(1, Ordering::Release);
-        } else {
+        } else if !channel::handle_irq(id.into()) {
             match handler() {
                 Some(handler) => handler(u32::from(id)),
                 None => panic!("interrupt {id:?} was never enabled"),

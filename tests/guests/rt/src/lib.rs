@@ -12,12 +12,14 @@
 #![cfg(target_os = "none")]
 
 pub mod boot;
+pub mod channel;
 pub mod console;
 pub mod entry;
 pub mod gic;
 pub mod mark;
 pub mod mmu;
 pub mod psci;
+pub mod rsi;
 pub mod timer;
 pub mod uart;
 

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `0x4000_0000..` RAM | same | normal write-back, executable |
 //! | [`SHARED_WINDOW`] + IPA below 1 GiB | IPA with the alias bit | device nGnRE, never executable |
+//! | [`SHARED_WINDOW`] + IPA of channels' memory | IPA with the alias bit | normal write-back, never executable |
 //! | [`SHARED_WINDOW`] + IPA of RAM | IPA with the alias bit | normal write-back, never executable |
 //!
 //! In a normal VM the alias bit is 0 and the window shows the same memory again.
@@ -23,13 +24,18 @@ pub const SHARED_WINDOW: u64 = 256 << 30;
 
 /// Bytes that an entry of the level-1 table maps.
 const BLOCK: u64 = 1 << 30;
+/// Bytes that an entry of the level-2 table maps.
+const SMALL_BLOCK: u64 = 2 << 20;
+/// Where the memory of channels is.
+const CHANNEL_MEMORY: Range<u64> = 0x2000_0000..0x2400_0000;
 /// Start of RAM; below lie the devices.
 const RAM_BASE: u64 = 0x4000_0000;
 /// A start level of 1 with one table translates 39 bits.
 const T0SZ: u64 = 64 - 39;
 
-// Level-1 block descriptor, Armv8-A VMSAv8-64.
+// Level-1 and level-2 descriptors, Armv8-A VMSAv8-64.
 const BLOCK_VALID: u64 = 0b01;
+const TABLE_VALID: u64 = 0b11;
 const ATTR_DEVICE: u64 = 0 << 2;
 const ATTR_NORMAL: u64 = 1 << 2;
 const INNER_SHAREABLE: u64 = 3 << 8;
@@ -41,18 +47,25 @@ const UXN: u64 = 1 << 54;
 struct Table([AtomicU64; 512]);
 
 static LEVEL_1: Table = Table([const { AtomicU64::new(0) }; 512]);
+/// Of the first GiB of the window.
+static LEVEL_2: Table = Table([const { AtomicU64::new(0) }; 512]);
 
 /// Builds the table and switches the MMU on. Call once, on the first vCPU.
 ///
 /// `alias` is the alias bit of a realm, 0 for a normal VM; more RAM than 255 GiB is not mapped.
 pub fn enable(ram: &Range<u64>, alias: u64) {
     let window = (SHARED_WINDOW / BLOCK) as usize;
-    let device = ATTR_DEVICE | ACCESSED | PXN | UXN | BLOCK_VALID;
-    set_entry(window, alias | device);
+    let normal = ATTR_NORMAL | INNER_SHAREABLE | ACCESSED | UXN | BLOCK_VALID;
+    for (entry, index) in LEVEL_2.0.iter().zip(0..) {
+        let ipa = index * SMALL_BLOCK;
+        let device = ATTR_DEVICE | ACCESSED | UXN | BLOCK_VALID;
+        let memory = if CHANNEL_MEMORY.contains(&ipa) { normal } else { device };
+        entry.store(alias | ipa | memory | PXN, Ordering::Relaxed);
+    }
+    set_entry(window, (&raw const LEVEL_2).expose_provenance() as u64 | TABLE_VALID);
     let first = ram.start.max(RAM_BASE) / BLOCK;
     let last = ram.end.div_ceil(BLOCK).min(window as u64);
     for gib in first..last {
-        let normal = ATTR_NORMAL | INNER_SHAREABLE | ACCESSED | UXN | BLOCK_VALID;
         let ipa = gib * BLOCK;
         set_entry(gib as usize, ipa | normal);
         set_entry(window + gib as usize, alias | ipa | normal | PXN);

@@ -1,0 +1,47 @@
+//! What a VM does to others through its devices.
+
+use super::{Vm, channel};
+use crate::run;
+use vmm_services::Peers;
+use vmm_services::channel::Endpoint;
+use vmm_services::exit::{Access, Width};
+
+/// The other VMs, as `vm` reaches them while its services handle an exit.
+///
+/// Neither the services nor the memory of another VM are touched from here: it is told that there is
+/// something for it, and one of its own vCPUs sees to that.
+pub struct VmPeers {
+    vm: &'static Vm,
+    /// Whether this core has to pick anew, since it woke a vCPU that is to run here first.
+    pub pick_anew: bool,
+}
+
+impl VmPeers {
+    /// Those of `vm`.
+    #[must_use]
+    pub const fn new(vm: &'static Vm) -> Self {
+        Self { vm, pick_anew: false }
+    }
+}
+
+impl Peers for VmPeers {
+    fn channel_access(
+        &mut self,
+        endpoint: &Endpoint,
+        offset: u64,
+        width: Width,
+        access: Access,
+    ) -> u32 {
+        let outcome = channel::access(endpoint, offset, width, access);
+        if outcome.peer_rung
+            && let Some(peer) = channel::peer(self.vm, endpoint)
+        {
+            self.pick_anew |= run::call_on(peer);
+        }
+        outcome.value
+    }
+
+    fn channel_line(&mut self, endpoint: &Endpoint) -> bool {
+        channel::line(endpoint)
+    }
+}
