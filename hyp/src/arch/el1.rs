@@ -6,7 +6,6 @@
 //! so a vCPU is always unloaded before a REC runs on its core.
 
 use super::sysreg::{read_sysreg, write_sysreg};
-use core::arch::global_asm;
 
 macro_rules! register_file {
     ($(#[$doc:meta])* $name:ident { $($field:ident = $register:literal),* $(,)? }) => {
@@ -77,69 +76,11 @@ register_file! {
     }
 }
 
-/// FP/SIMD registers, laid out for the assembly below.
-#[derive(Clone, Debug)]
-#[repr(C, align(16))]
-struct FpState {
-    v: [u128; 32],
-    fpsr: u64,
-    fpcr: u64,
-}
-
-const _: () = {
-    assert!(core::mem::offset_of!(FpState, fpsr) == 512);
-    assert!(core::mem::offset_of!(FpState, fpcr) == 520);
-};
-
-global_asm!(
-    r#"
-    .section .text.fp, "ax"
-    .arch_extension fp
-    .arch_extension simd
-    .macro fp_all op
-        \op     q0, q1, [x0, #0]
-        \op     q2, q3, [x0, #32]
-        \op     q4, q5, [x0, #64]
-        \op     q6, q7, [x0, #96]
-        \op     q8, q9, [x0, #128]
-        \op     q10, q11, [x0, #160]
-        \op     q12, q13, [x0, #192]
-        \op     q14, q15, [x0, #224]
-        \op     q16, q17, [x0, #256]
-        \op     q18, q19, [x0, #288]
-        \op     q20, q21, [x0, #320]
-        \op     q22, q23, [x0, #352]
-        \op     q24, q25, [x0, #384]
-        \op     q26, q27, [x0, #416]
-        \op     q28, q29, [x0, #448]
-        \op     q30, q31, [x0, #480]
-    .endm
-    .global __fp_save
-    __fp_save:
-        fp_all  stp
-        mrs     x1, fpsr
-        mrs     x2, fpcr
-        add     x0, x0, #512
-        stp     x1, x2, [x0]
-        ret
-    .global __fp_restore
-    __fp_restore:
-        fp_all  ldp
-        add     x0, x0, #512
-        ldp     x1, x2, [x0]
-        msr     fpsr, x1
-        msr     fpcr, x2
-        ret
-    .arch_extension nofp
-    "#
-);
-
 /// What a core holds for the vCPU that it runs.
 #[derive(Clone, Debug)]
 pub struct El1State {
     base: Base,
     keys: PointerKeys,
-    fp: FpState,
 }
 
 /// `SCTLR_EL1` of a vCPU that starts: MMU and caches off, RES1 bits of Armv8.0 set.
@@ -154,8 +95,7 @@ impl El1State {
     pub fn at_reset(mpidr: u64, counter_offset: u64) -> Self {
         let base =
             Base { sctlr: SCTLR_RESET, vmpidr: mpidr, cntvoff: counter_offset, ..Base::default() };
-        let fp = FpState { v: [0; 32], fpsr: 0, fpcr: 0 };
-        Self { base, keys: PointerKeys::default(), fp }
+        Self { base, keys: PointerKeys::default() }
     }
 
     /// Resets the state that this core has loaded, but for the identity and the timers of the vCPU.
@@ -174,12 +114,6 @@ impl El1State {
         if super::id_regs::has_pointer_authentication() {
             self.keys.save();
         }
-        unsafe extern "C" {
-            fn __fp_save(state: *mut FpState);
-        }
-        // SAFETY: `__fp_save` writes the 528 bytes of `FpState` at the asserted offsets, through
-        // an exclusive pointer. `CPTR_EL2` does not trap FP accesses of EL2.
-        unsafe { __fp_save(&raw mut self.fp) }
     }
 
     /// Puts the state into this core's registers.
@@ -188,12 +122,6 @@ impl El1State {
         if super::id_regs::has_pointer_authentication() {
             self.keys.restore();
         }
-        unsafe extern "C" {
-            fn __fp_restore(state: *const FpState);
-        }
-        // SAFETY: `__fp_restore` reads the 528 bytes of `FpState` at the asserted offsets. This
-        // image keeps nothing of its own in FP registers: it is built without FP.
-        unsafe { __fp_restore(&raw const self.fp) }
     }
 
     /// Ticks between the physical and the guest's virtual counter.

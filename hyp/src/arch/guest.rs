@@ -6,7 +6,7 @@
 //! of exception. EL2 runs with all interrupts masked, so nothing else can happen in between.
 //!
 //! FP/SIMD registers are not touched here: this image is built without FP, so a guest's FP state
-//! simply stays in the registers until another vCPU is loaded (see [`super::el1`]).
+//! simply stays in the registers until another vCPU uses them (see [`super::fp`]).
 
 use core::arch::global_asm;
 

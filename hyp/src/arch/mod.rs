@@ -9,6 +9,7 @@ pub mod entry;
 pub mod esr;
 pub mod exception;
 pub mod firmware;
+pub mod fp;
 pub mod guest;
 pub mod id_regs;
 pub mod layout;

@@ -57,8 +57,10 @@ bitflags! {
     }
 }
 
-/// `CPTR_EL2` with E2H = 0: SVE, SME, trace and activity monitors trap; FP and SIMD do not.
-const CPTR: u64 = 0x33ff | 1 << 20 | 1 << 30;
+/// `CPTR_EL2` with E2H = 0 while a vCPU uses FP and SIMD: SVE, SME, trace and activity monitors trap.
+pub const CPTR: u64 = 0x33ff | 1 << 20 | 1 << 30;
+/// `CPTR_EL2.TFP`: FP and SIMD trap, too, even at EL2.
+pub const CPTR_TFP: u64 = 1 << 10;
 /// `MDCR_EL2`: debug, OS lock, PMU, profiling, trace filter and debug channel registers trap; the
 /// buffers of profiling and trace are EL2's, so that their registers trap, too.
 const MDCR: u64 = 1 << 27 | 1 << 19 | 1 << 14 | 1 << 11 | 1 << 10 | 1 << 9 | 1 << 6 | 1 << 5;
@@ -76,7 +78,7 @@ pub fn configure() {
     hcr.set(Hcr::GPF, read_sysreg!("id_aa64pfr0_el1") >> 52 & 0xf != 0);
     hcr.set(Hcr::FWB, super::cpu::has_forced_write_back());
     write_sysreg!("hcr_el2", hcr.bits());
-    write_sysreg!("cptr_el2", CPTR);
+    write_sysreg!("cptr_el2", CPTR | CPTR_TFP);
     write_sysreg!("mdcr_el2", MDCR | read_sysreg!("mdcr_el2") & 0x1f);
     write_sysreg!("hstr_el2", 0);
     write_sysreg!("vpidr_el2", read_sysreg!("midr_el1"));

@@ -2,6 +2,7 @@
 
 use crate::arch::el1::{self, El1State, Injection, PSTATE_RESET};
 use crate::arch::esr::{self, Esr, SysRegAccess, class};
+use crate::arch::fp::FpState;
 use crate::arch::guest::{self, GuestContext, Trap};
 use crate::arch::id_regs;
 use crate::arch::mitigation;
@@ -20,6 +21,7 @@ use vmm_services::vgic::LrImage;
 pub struct NormalVcpu {
     context: GuestContext,
     el1: El1State,
+    fp: FpState,
     interface: VirtualInterface,
     /// List registers as of the last flush or sync.
     pub image: LrImage,
@@ -66,6 +68,7 @@ impl NormalVcpu {
         Self {
             context: context_at_reset(pc, x0),
             el1,
+            fp: FpState::RESET,
             interface: VirtualInterface::default(),
             image: LrImage::EMPTY,
             written: 0,
@@ -84,18 +87,28 @@ impl NormalVcpu {
     pub fn unload(&mut self) {
         self.interface.save();
         self.el1.save();
+        self.fp.unload();
     }
 
     /// Makes this vCPU, which is loaded, start anew at `pc` with `x0`, as from a powerdown state.
     pub fn power_down(&mut self, pc: u64, x0: u64) {
         self.context = context_at_reset(pc, x0);
         self.el1.power_down();
+        self.fp.unload();
+        self.fp = FpState::RESET;
     }
 
     /// Enters the guest until its next exit. The vCPU is loaded.
     pub fn enter(&mut self) -> Trap {
         self.written = vgic_hw::load(&self.image, self.written);
-        let trap = guest::enter(&mut self.context);
+        let trap = loop {
+            let trap = guest::enter(&mut self.context);
+            if trap != Trap::Sync || Esr(read_sysreg!("esr_el2")).class() != class::FP {
+                break trap;
+            }
+            // The first use of FP registers since the vCPU was loaded.
+            self.fp.activate();
+        };
         vgic_hw::store(&mut self.image);
         trap
     }
@@ -135,8 +148,7 @@ impl NormalVcpu {
             | class::PAUTH
             | class::LS64
             | class::SYSREG128
-            | class::TME
-            | class::FP => self.undefined(),
+            | class::TME => self.undefined(),
             _ => Outcome::Exit(Exit::Fatal(FatalCause::UnknownException { esr: esr.0 })),
         }
     }

@@ -5,7 +5,7 @@ use super::rec::RecVcpu;
 use super::{Vm, stats::Cause};
 use crate::arch::guest::Trap;
 use crate::arch::percpu::core_index;
-use crate::arch::{el1, mitigation, timer, tlb};
+use crate::arch::{el1, fp, mitigation, timer, tlb};
 use crate::irq;
 use crate::monitor::trace;
 use crate::run::SCHEDULER;
@@ -104,12 +104,15 @@ pub enum Kind {
 impl Vcpu {
     /// Puts the vCPU into this core.
     pub fn load(&mut self) {
-        if let Kind::Normal(vcpu) = &mut self.kind {
-            let vttbr = crate::run::vttbr(self.vm);
-            mitigation::isolate();
-            tlb::load(vttbr);
-            vcpu.load();
-            irq::set_ppis_active(self.active_timer_interrupts(), true);
+        match &mut self.kind {
+            Kind::Normal(vcpu) => {
+                let vttbr = crate::run::vttbr(self.vm);
+                mitigation::isolate();
+                tlb::load(vttbr);
+                vcpu.load();
+                irq::set_ppis_active(self.active_timer_interrupts(), true);
+            }
+            Kind::Rec(_) => fp::forget(),
         }
     }
 
