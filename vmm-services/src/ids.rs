@@ -119,7 +119,12 @@ impl VcpuSet {
 
     /// The vCPUs in the set, lowest index first.
     pub fn iter(self) -> impl Iterator<Item = VcpuId> {
-        (0..MAX_VCPUS as u8).map(VcpuId).filter(move |v| self.contains(*v))
+        let Self(mut left) = self;
+        core::iter::from_fn(move || {
+            let index = left.trailing_zeros();
+            left &= left.wrapping_sub(1);
+            (index < u16::BITS).then_some(VcpuId(index as u8))
+        })
     }
 }
 

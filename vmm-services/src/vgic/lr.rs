@@ -142,7 +142,7 @@ bitflags::bitflags! {
 /// `exit.gicv3_lrs`, `exit.gicv3_hcr` and `exit.gicv3_vmcr` on the way out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LrImage {
-    /// The list registers; those from `used` on are empty.
+    /// The list registers; those from `used` on are empty, and have to stay so.
     pub lrs: [ListRegister; MAX_LRS],
     /// How many list registers, from index 0, [`crate::vgic::Vgic::flush`] filled. The others need
     /// neither be written (if they are zero already) nor read back.

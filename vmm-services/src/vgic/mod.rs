@@ -201,6 +201,9 @@ impl Vgic {
         let index = (intid / 32).wrapping_sub(1) as usize;
         let bit = 1 << (intid % 32);
         let Some(shared) = self.shared.get_mut(index) else { return VcpuSet::EMPTY };
+        if (shared.bank.line & bit != 0) == high {
+            return VcpuSet::EMPTY;
+        }
         shared.bank.drive(bit, high);
         self.shared_changed(index, if high { bit } else { 0 })
     }
@@ -244,7 +247,10 @@ impl Vgic {
         let mut kick = VcpuSet::EMPTY;
         let Some(shared) = self.shared.get(index) else { return kick };
         let matter = (shared.bank.wanting(self.groups) | shared.bank.listed) & mask;
-        for vcpu in self.all_vcpus().filter(|_| matter != 0) {
+        if matter == 0 {
+            return kick;
+        }
+        for vcpu in self.all_vcpus() {
             if shared.owned[vcpu.index()] & matter != 0 {
                 kick.insert(vcpu);
             }

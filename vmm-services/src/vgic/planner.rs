@@ -5,8 +5,19 @@ use super::{HcrBits, ListRegister, LrImage, LrState, MAX_INTID, MAX_LRS, SHARED_
 use crate::ids::{VcpuId, VcpuSet};
 use arrayvec::ArrayVec;
 
+/// Banks of interrupts that one vCPU sees: its own and the shared ones.
+const BANKS: usize = SHARED_BANKS + 1;
+
 /// Interrupts that one vCPU could have to handle at once.
 type Candidates = ArrayVec<u8, { MAX_INTID as usize + 1 }>;
+
+/// Numbers of the interrupts whose bits are set.
+fn candidates(words: &[u32; BANKS]) -> Candidates {
+    // There are exactly as many places as interrupts.
+    let numbers =
+        (0..).zip(words).flat_map(|(n, &word)| bits(word).map(move |i| (32 * n + i) as u8));
+    numbers.collect()
+}
 
 const VMCR_GROUP0_ENABLE: u64 = 1;
 const VMCR_GROUP1_ENABLE: u64 = 1 << 1;
@@ -22,7 +33,32 @@ impl Vgic {
     pub fn flush(&mut self, vcpu: VcpuId, image: &mut LrImage) {
         // Whoever entered and went straight on, or flushed and did not enter, may flush again.
         self.take_back(vcpu, image);
-        let mut candidates = self.candidates(vcpu);
+        let found = self.candidate_words(vcpu);
+        let filled = image.used;
+        // Most vCPUs that enter have no interrupt, so that way is kept short.
+        image.used = if found == [0; BANKS] {
+            image.hcr = HcrBits::empty();
+            0
+        } else {
+            self.lend(vcpu, image, &found)
+        };
+        if let Some(unused) = image.lrs.get_mut(image.used..filled) {
+            unused.fill(ListRegister::EMPTY);
+        }
+        let private = &mut self.private[vcpu.index()];
+        let stale = core::mem::take(&mut private.hardware_stale);
+        image.activate = 0;
+        image.deactivate = 0;
+        if stale != 0 {
+            let active = private.hardware_active;
+            image.activate = self.physical(stale & active);
+            image.deactivate = self.physical(stale & !active);
+        }
+    }
+
+    /// Lends the most urgent of the interrupts `found` to list registers; returns to how many.
+    fn lend(&mut self, vcpu: VcpuId, image: &mut LrImage, found: &[u32; BANKS]) -> usize {
+        let mut candidates = candidates(found);
         let count = candidates.len().min(self.config.list_registers);
         if candidates.len() > count {
             candidates.sort_unstable_by_key(|&intid| self.rank(vcpu, intid));
@@ -34,23 +70,12 @@ impl Vgic {
             *lr = self.list(vcpu, intid);
             pending += usize::from(lr.state() == LrState::Pending);
         }
-        if let Some(unused) = image.lrs.get_mut(count..) {
-            unused.fill(ListRegister::EMPTY);
-        }
-        image.used = count;
         image.hcr = self.control(vcpu, count, pending, rest);
 
         let private = &mut self.private[vcpu.index()];
         private.lent_count = count;
         private.lent.iter_mut().zip(chosen).for_each(|(slot, &intid)| *slot = intid);
-        let stale = core::mem::take(&mut private.hardware_stale);
-        image.activate = 0;
-        image.deactivate = 0;
-        if stale != 0 {
-            let active = private.hardware_active;
-            image.activate = self.physical(stale & active);
-            image.deactivate = self.physical(stale & !active);
-        }
+        count
     }
 
     /// Takes back what `vcpu` did with `image`. Call right after every exit, before anything else is
@@ -121,6 +146,7 @@ impl Vgic {
 
     /// Gives interrupts of shared bank `index` that were routed elsewhere while their owner had them
     /// to whom they belong now; returns whom to wake or kick.
+    #[inline]
     fn settle(&mut self, index: usize) -> VcpuSet {
         let vcpus = self.config.vcpus;
         let Some(shared) = self.shared.get_mut(index).filter(|s| s.moved != 0) else {
@@ -131,21 +157,17 @@ impl Vgic {
         self.shared_changed(index, moved)
     }
 
-    /// Interrupts that `vcpu` should see: active ones and those that want to become so.
-    fn candidates(&self, vcpu: VcpuId) -> Candidates {
+    /// Interrupts that `vcpu` should see, active ones and those that want to become so: one bit each,
+    /// the private bank first.
+    fn candidate_words(&self, vcpu: VcpuId) -> [u32; BANKS] {
+        let mut words = [0; BANKS];
         let private = &self.private[vcpu.index()].bank;
-        let own = private.wanting(self.groups) | private.active;
-        let mut found: Candidates = bits(own).map(|index| index as u8).collect();
-        for (n, shared) in (1..).zip(&self.shared) {
+        words[0] = private.wanting(self.groups) | private.active;
+        for (word, shared) in words.iter_mut().skip(1).zip(&self.shared) {
             let owned = shared.owned[vcpu.index()];
-            if owned == 0 {
-                continue;
-            }
-            let word = (shared.bank.wanting(self.groups) | shared.bank.active) & owned;
-            // There are exactly as many places as interrupts.
-            found.extend(bits(word).map(|index| (32 * n + index) as u8));
+            *word = (shared.bank.wanting(self.groups) | shared.bank.active) & owned;
         }
-        found
+        words
     }
 
     fn bank(&self, vcpu: VcpuId, intid: u8) -> Option<&super::Bank> {
@@ -280,7 +302,7 @@ impl Vgic {
                 self.bank(vcpu, *intid)
                     .is_some_and(|bank| (bank.active & !bank.listed) >> (intid % 32) & 1 != 0)
             };
-            let candidates = self.candidates(vcpu);
+            let candidates = candidates(&self.candidate_words(vcpu));
             let next = candidates.into_iter().filter(unlisted).min_by_key(|&i| self.rank(vcpu, i));
             let Some(intid) = next else { return };
             self.clear_active(vcpu, u32::from(intid));

@@ -441,8 +441,10 @@ proptest! {
                 prop_assert!(image.lrs[..i].iter().take(image.used)
                     .all(|other| i >= image.used || other.vintid() != lr.vintid()));
             }
-            // What comes back can be anything at all.
-            image.lrs[noise as usize % 16] = super::ListRegister::from_bits(noise.rotate_left(7));
+            // What comes back in those that were written can be anything at all.
+            if let Some(lr) = image.lrs[..image.used].get_mut(noise as usize % 16) {
+                *lr = super::ListRegister::from_bits(noise.rotate_left(7));
+            }
             image.eoi_count = (noise >> 5) as u8;
             let _ = vgic.sync(cpu(vcpu), &image);
             let _ = (vgic.has_pending(cpu(0)), vgic.has_pending(cpu(1)));
