@@ -7,6 +7,7 @@ use mm::{Ipa, PhysAddr};
 
 use crate::command::Command;
 use crate::conduit::AccessFault;
+use crate::measurement::HashAlgorithm;
 use crate::status::Status;
 
 /// Why an operation of the driver failed.
@@ -75,6 +76,8 @@ pub enum Invalid {
         /// Largest or only value supported.
         supported: u64,
     },
+    /// A hash algorithm that the RMM does not offer.
+    Hash(HashAlgorithm),
     /// More RECs than the driver or the RMM supports.
     TooManyRecs,
     /// The REC has no request of that kind pending.
@@ -210,6 +213,7 @@ impl fmt::Display for Invalid {
             Self::Parameter { name, asked, supported } => {
                 write!(f, "{name} of {asked} is not supported (RMM: {supported})")
             }
+            Self::Hash(hash) => write!(f, "the RMM does not measure by {}", hash.name()),
             Self::TooManyRecs => f.write_str("too many RECs"),
             Self::NothingPending => f.write_str("no such request is pending"),
             Self::Mapped(ipa) => write!(f, "{ipa} is mapped already"),

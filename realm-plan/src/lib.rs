@@ -62,6 +62,7 @@ impl RealmPlan {
             u8::try_from(realm.ipa_bits).map_err(|_| PlanError::IpaBits(realm.ipa_bits))?;
         let hash = match realm.hash {
             manifest::HashAlgorithm::Sha256 => HashAlgorithm::Sha256,
+            manifest::HashAlgorithm::Sha384 => HashAlgorithm::Sha384,
             manifest::HashAlgorithm::Sha512 => HashAlgorithm::Sha512,
         };
         let config = RealmConfig { hash, rpv: realm.rpv, vmid, ..RealmConfig::new(ipa_bits) };

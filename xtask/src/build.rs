@@ -52,7 +52,7 @@ pub(crate) fn run(project: &Project) -> Result<Images> {
         let elf = folder.join(bin);
         let flat = flatten_file(&elf)?;
         write_atomically(&image(project, bin), &flat.bytes)?;
-        println!("  {bin}: {flat}");
+        eprintln!("  {bin}: {flat}");
         check_kind(bin, &flat)?;
         if bin == HYPERVISOR.1 {
             hypervisor = (elf, flat.memory);
@@ -67,7 +67,7 @@ pub(crate) fn run(project: &Project) -> Result<Images> {
         flash_without_rmm: firmware::flash(project, Rmm::Failing)?,
         flash_unknown_rmm: firmware::flash(project, Rmm::TestPayload)?,
     };
-    println!("build: done in {:.1} s", start.elapsed().as_secs_f32());
+    eprintln!("build: done in {:.1} s", start.elapsed().as_secs_f32());
     Ok(images)
 }
 

@@ -83,6 +83,12 @@ enum Command {
         /// As an RMM that speaks RMI 2.0 measures, which leaves the initial RIPAS out
         #[arg(long)]
         rmi_2: bool,
+        /// How to write it
+        #[arg(long, value_enum, default_value_t)]
+        format: rim::Format,
+        /// Where to write it
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
     },
     /// Say what is on this machine, and how to get what is missing
     Doctor,
@@ -154,12 +160,14 @@ fn dispatch(command: Command) -> Result<bool> {
         Command::Run(args) => run(&project, &args),
         Command::Test { names } => test::run(&project, &names),
         Command::Bench { cases, profile } => bench::run(&project, &cases, profile),
-        Command::Rim { scenario, vm, rmi_2 } => {
+        Command::Rim { scenario, vm, rmi_2, format, output } => {
             let file = Scenario::find(&project, &scenario);
             let scenario = Scenario::load(&project, &file, Overrides::default())?;
             setup::run(&project)?;
             build::run(&project)?;
-            rim::print(&bundle::write(&scenario)?, vm.as_deref(), rmi_2)
+            let bundle = bundle::write(&scenario)?;
+            let measured = rim::Measurements::of_bundle(&bundle, vm.as_deref(), rmi_2)?;
+            measured.write(format, output.as_deref()).map(|()| true)
         }
         Command::Doctor => doctor::run(&project),
     }

@@ -26,18 +26,18 @@ const TAIL_LINES: usize = 25;
 /// When the program cannot be started or does not exit with 0; the message carries the end of
 /// its output.
 pub(crate) fn step(what: &str, command: &mut Command, log: &Path) -> Result<()> {
-    println!("  {what} ...");
+    eprintln!("  {what} ...");
     let start = Instant::now();
     let status = logged(command, log)?;
     if !status.success() {
         bail!("{what}: {status}; the log is {}\n{}", log.display(), tail(log));
     }
-    println!("  {what}: done in {:.1} s", start.elapsed().as_secs_f32());
+    eprintln!("  {what}: done in {:.1} s", start.elapsed().as_secs_f32());
     Ok(())
 }
 
 /// Runs `command` with all its output to `log` and, every ten seconds, the last line of it to the
-/// terminal.
+/// standard error, since the standard output is for results.
 pub(crate) fn logged(command: &mut Command, log: &Path) -> Result<ExitStatus> {
     let start = Instant::now();
     if let Some(folder) = log.parent() {
@@ -82,7 +82,7 @@ pub(crate) fn logged(command: &mut Command, log: &Path) -> Result<ExitStatus> {
             Err(RecvTimeoutError::Timeout) => {
                 next_beat += HEARTBEAT;
                 let shown: String = last.trim().chars().take(90).collect();
-                println!("    {:>4} s  {shown}", start.elapsed().as_secs());
+                eprintln!("    {:>4} s  {shown}", start.elapsed().as_secs());
             }
         }
     }

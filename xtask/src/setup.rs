@@ -96,7 +96,7 @@ pub(crate) fn run(project: &Project) -> Result<()> {
     let toolchain = rust(project, debian.as_ref())?;
     firmware::setup(project, debian.as_ref())?;
     let kernel = guest::setup(project, debian.as_ref())?;
-    println!(
+    eprintln!(
         "setup: QEMU {}, {}, firmware {}, guest kernel {kernel}",
         qemu_version().unwrap_or_default(),
         toolchain.version()?,
@@ -177,7 +177,7 @@ fn rust(project: &Project, debian: Option<&Debian>) -> Result<Toolchain> {
         if !extra.is_empty()
             && let Err(error) = debian.host_apt(project)?.install(&extra, None)
         {
-            println!("  {}: not to be had, checks are skipped ({error:.80})", extra.join(" "));
+            eprintln!("  {}: not to be had, checks are skipped ({error:.80})", extra.join(" "));
         }
     }
     Ok(toolchain)

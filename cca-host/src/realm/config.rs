@@ -132,8 +132,7 @@ impl RealmConfig {
             }
         }
         if !features.supports(self.hash) {
-            let asked = self.hash.digest_len() as u64 * 8;
-            return Err(Error::Invalid(Invalid::Parameter { name: "hash", asked, supported: 256 }));
+            return Err(Error::Invalid(Invalid::Hash(self.hash)));
         }
         Ok(())
     }

@@ -4,7 +4,8 @@ use std::sync::mpsc::channel;
 
 use cca_host::plan::{BuildPlan, IpaRange, PageSource, Segment};
 use cca_host::{
-    Command, Config, FaultIn, Fill, NegotiationError, Realm, RealmConfig, RecConfig, Ripas, Rmm,
+    Command, Config, Error, FaultIn, Fill, HashAlgorithm, Invalid, NegotiationError, Realm,
+    RealmConfig, RecConfig, Ripas, Rmm,
 };
 use cca_tests::{
     Outcome, Rig, Services, World, destroy, each_abi, run_to_end, with_world, with_world_of,
@@ -124,59 +125,71 @@ fn a_realm_that_switches_itself_off() {
     });
 }
 
+/// Every hash that the RMM offers; RMI 1.0 has no SHA-384.
 #[test]
 fn the_rim_that_the_realm_reads_is_the_planned_one() {
-    each_abi(|world| {
-        let (sender, receiver) = channel();
-        let mut services = Services::default();
-        let image = world.pages(2, Use::Bundle, 1);
-        let plan = BuildPlan {
-            config: config(),
-            // Edges that need granules, blocks, and one more range.
-            ram: &[
-                IpaRange { base: Ipa::new(RAM), top: Ipa::new(RAM + BLOCK) },
-                IpaRange {
-                    base: Ipa::new(RAM + 2 * BLOCK - 2 * PAGE_SIZE),
-                    top: Ipa::new(RAM + 4 * BLOCK + PAGE_SIZE),
-                },
-            ],
-            segments: &[
-                Segment { ipa: Ipa::new(RAM), pages: 3, measured: true },
-                Segment { ipa: Ipa::new(RAM + 3 * BLOCK), pages: 2, measured: false },
-            ],
-            recs: &[
-                RecConfig { pc: RAM, gprs: [1, 2, 3, 4, 5, 6, 7, 8], runnable: true },
-                RecConfig::default(),
-            ],
-        };
-        struct Pages(PhysAddr);
-        impl PageSource for Pages {
-            fn page(&self, _: usize, page: u64) -> PhysAddr {
-                PhysAddr::new(self.0.get() + page * PAGE_SIZE)
-            }
+    for hash in [HashAlgorithm::Sha256, HashAlgorithm::Sha384, HashAlgorithm::Sha512] {
+        each_abi(|world| reads_the_planned_rim(&world, hash));
+    }
+}
+
+fn reads_the_planned_rim(world: &World<'_>, hash: HashAlgorithm) {
+    let (sender, receiver) = channel();
+    let mut services = Services::default();
+    let image = world.pages(2, Use::Bundle, 1);
+    let plan = BuildPlan {
+        config: RealmConfig { hash, ..config() },
+        // Edges that need granules, blocks, and one more range.
+        ram: &[
+            IpaRange { base: Ipa::new(RAM), top: Ipa::new(RAM + BLOCK) },
+            IpaRange {
+                base: Ipa::new(RAM + 2 * BLOCK - 2 * PAGE_SIZE),
+                top: Ipa::new(RAM + 4 * BLOCK + PAGE_SIZE),
+            },
+        ],
+        segments: &[
+            Segment { ipa: Ipa::new(RAM), pages: 3, measured: true },
+            Segment { ipa: Ipa::new(RAM + 3 * BLOCK), pages: 2, measured: false },
+        ],
+        recs: &[
+            RecConfig { pc: RAM, gprs: [1, 2, 3, 4, 5, 6, 7, 8], runnable: true },
+            RecConfig::default(),
+        ],
+    };
+    struct Pages(PhysAddr);
+    impl PageSource for Pages {
+        fn page(&self, _: usize, page: u64) -> PhysAddr {
+            PhysAddr::new(self.0.get() + page * PAGE_SIZE)
         }
-        let rim = plan
-            .rim(world.abi == Abi::V1_0, |_, page, buffer| {
-                let at = image.base().get() + page * PAGE_SIZE;
-                world.rig.machine.read(rmm::Pa(at), buffer).expect("normal memory");
-                Ok::<(), cca_host::Error>(())
-            })
-            .expect("planned");
-        world.rig.machine.set_guest(move |cpu| {
-            let read = cpu.smc(rmm::abi::rsi_fid::MEASUREMENT_READ, [0; 4])?;
-            sender.send(read).expect("the test waits");
-            cpu.system_off()
-        });
-        let rmm = negotiate(&world, 0);
-        let (mut realm, mut recs) =
-            Realm::build(&rmm, OWNER, &plan, &Pages(image.base())).expect("built");
-        run_to_end(&mut realm, &mut recs, &mut services).expect("runs");
-        let registers = receiver.recv().expect("the realm has sent it");
-        let read: Vec<u8> = registers[1..9].iter().flat_map(|word| word.to_le_bytes()).collect();
-        assert_eq!(registers[0], 0);
-        assert_eq!(&read[..32], rim.as_bytes());
-        destroy(realm, recs).expect("destroyed");
+    }
+    let rim = plan
+        .rim(world.abi == Abi::V1_0, |_, page, buffer| {
+            let at = image.base().get() + page * PAGE_SIZE;
+            world.rig.machine.read(rmm::Pa(at), buffer).expect("normal memory");
+            Ok::<(), cca_host::Error>(())
+        })
+        .expect("planned");
+    world.rig.machine.set_guest(move |cpu| {
+        let read = cpu.smc(rmm::abi::rsi_fid::MEASUREMENT_READ, [0; 4])?;
+        sender.send(read).expect("the test waits");
+        cpu.system_off()
     });
+    let rmm = negotiate(world, 0);
+    let built = Realm::build(&rmm, OWNER, &plan, &Pages(image.base()));
+    if hash == HashAlgorithm::Sha384 && world.abi == Abi::V1_0 {
+        let error = built.err().map(|failure| failure.error);
+        assert_eq!(error, Some(Error::Invalid(Invalid::Hash(hash))));
+        return;
+    }
+    let (mut realm, mut recs) = built.expect("built");
+    run_to_end(&mut realm, &mut recs, &mut services).expect("runs");
+    let registers = receiver.recv().expect("the realm has sent it");
+    let read: Vec<u8> = registers[1..9].iter().flat_map(|word| word.to_le_bytes()).collect();
+    assert_eq!(registers[0], 0);
+    let (digest, padding) = read.split_at(hash.digest_len());
+    assert_eq!(digest, rim.as_bytes());
+    assert!(padding.iter().all(|byte| *byte == 0));
+    destroy(realm, recs).expect("destroyed");
 }
 
 #[test]

@@ -65,6 +65,8 @@ pub enum VmKind {
 pub enum HashAlgorithm {
     /// SHA-256.
     Sha256,
+    /// SHA-384, which RMI 1.0 does not have.
+    Sha384,
     /// SHA-512.
     Sha512,
 }

@@ -61,10 +61,12 @@ pub const EXPECT_REASON: &str = "expect-reason";
 pub const STRAY_GRANULE_OF: &str = "stray-granule-of";
 /// Realm, optional: 64 bytes, zero when missing.
 pub const RPV: &str = "rpv";
-/// Realm: string, [`SHA256`] or [`SHA512`].
+/// Realm: string, [`SHA256`], [`SHA384`] or [`SHA512`].
 pub const HASH: &str = "hash";
 /// Value of [`HASH`].
 pub const SHA256: &str = "sha256";
+/// Value of [`HASH`].
+pub const SHA384: &str = "sha384";
 /// Value of [`HASH`].
 pub const SHA512: &str = "sha512";
 /// Realm: u32.

@@ -254,6 +254,7 @@ fn kind<'a>(at: &At<'a>) -> Result<'a, VmKind> {
                 },
                 hash: match at.str(HASH)? {
                     SHA256 => HashAlgorithm::Sha256,
+                    SHA384 => HashAlgorithm::Sha384,
                     SHA512 => HashAlgorithm::Sha512,
                     _ => return Err(at.fault(HASH, Fault::BadValue)),
                 },

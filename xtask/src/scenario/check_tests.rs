@@ -186,6 +186,11 @@ fn keys_of_the_other_kind() {
     refused(&format!("{realm}ipa-bits = 32\n"), 10, "33 to 48");
     refused(&format!("{realm}personalization = \"0\"\n"), 10, "hexadecimal");
     refused(&format!("{realm}personalization = \"xy\"\n"), 10, "hexadecimal");
+    refused(&format!("{realm}hash = \"md5\"\n"), 10, "unknown variant");
+    for (name, hash) in [("256", Hash::Sha256), ("384", Hash::Sha384), ("512", Hash::Sha512)] {
+        let scenario = run(&format!("{realm}hash = \"sha{name}\"\n")).unwrap();
+        assert_eq!(scenario.vms[0].hash, hash);
+    }
     refused(&format!("{HEAD}stray-granule-of = \"linux\"\n"), 10, "no realm \"linux\"");
     let Refused(refusals) = run(&format!("{realm}stray-granule-of = \"linux\"\n")).unwrap_err();
     assert!(refusals[0].reason.contains("for normal VMs only"));

@@ -130,6 +130,7 @@ pub(crate) enum Expect {
 pub(crate) enum Hash {
     #[default]
     Sha256,
+    Sha384,
     Sha512,
 }
 
@@ -173,7 +174,7 @@ names! {
     Kind { Vm => "vm", Realm => "realm" }
     ImageType { Image => "image", Raw => "raw", Elf => "elf" }
     Expect { Off => "off", Stopped => "stopped", Refused => "refused" }
-    Hash { Sha256 => "sha256", Sha512 => "sha512" }
+    Hash { Sha256 => "sha256", Sha384 => "sha384", Sha512 => "sha512" }
     DeviceKind { Uart => "uart", Flash => "flash", Console => "console" }
     SelfTest { GranuleProtection => "granule-protection" }
 }

@@ -15,7 +15,7 @@ use crate::keyboard::{Keystrokes, Share};
 use crate::process::write_atomically;
 use crate::project::Project;
 use crate::qemu::{Boot, Ending};
-use crate::rim;
+use crate::rim::{Measurement, Measurements};
 use crate::run::{self, Options, Outcome};
 use crate::scenario::{Overrides, Scenario, Size};
 
@@ -165,9 +165,9 @@ impl Case {
             return Ok(faults);
         }
         // The reference RMM speaks RMI 1.0.
-        let computed = rim::of_bundle(bundle, false)?;
+        let computed = Measurements::of_bundle(bundle, None, false)?;
         for realm in &self.measured {
-            let rim = computed.iter().find(|(name, _)| name == realm).map(|(_, rim)| rim);
+            let rim = computed.realm(realm).map(Measurement::rim_hex);
             let rim = rim.with_context(|| format!("there is no realm {realm}"))?;
             let mut lines = outcome.transcript.guest_lines(realm);
             if !lines.any(|line| line.split_whitespace().any(|word| word == rim)) {
