@@ -46,8 +46,8 @@ pub use self::features::{Abi, Capabilities, Dialect, Features, GicModel, Revisio
 pub use self::geometry::{Geometry, LAST_LEVEL, TOP_BLOCK_LEVEL};
 pub use self::measurement::{Digest, HashAlgorithm};
 pub use self::realm::{
-    Active, DestroyFailure, DestroyReport, FaultIn, Fill, New, Realm, RealmConfig, RealmState,
-    RecConfig, RipasProgress,
+    Active, DestroyFailure, DestroyReport, Dismantling, FaultIn, Fill, New, Realm, RealmConfig,
+    RealmState, RecConfig, RipasProgress,
 };
 pub use self::rec::{
     EnterError, Entry, GicImage, Pending, PsciStatus, Rec, RecDestroyFailure, RecId, Resume,

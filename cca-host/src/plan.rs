@@ -1,22 +1,21 @@
-//! The order in which a realm is built, written once: [`BuildPlan::execute`] drives the realm builder and
-//! the computation of the RIM alike, so that they cannot diverge.
+//! The order in which a realm is built, written once: the [`Builder`] of realms and [`BuildPlan::rim`], which
+//! computes the RIM beforehand, follow the same list of steps, so that they cannot diverge.
 //!
 //! All RAM gets its RIPAS first, so that entries are as large as the ranges allow and the RIM of 1.0 depends
-//! on the ranges alone; then come the segments with their contents, then the RECs.
+//! on the ranges alone; then come the segments with their contents, and between them, if the plan says so, memory
+//! for all other RAM, which is not measured; then the RECs.
+
+mod builder;
 
 use core::fmt;
 
-use arrayvec::ArrayVec;
-use mm::ledger::Owner;
 use mm::{Ipa, PAGE_SIZE, PhysAddr};
 
-use crate::conduit::Host;
-use crate::error::{Error, Invalid};
+pub use self::builder::{Builder, Built};
+use crate::error::Error;
 use crate::measurement::Digest;
-use crate::realm::{Active, New, Realm, RealmConfig, RecConfig};
-use crate::rec::Rec;
+use crate::realm::{RealmConfig, RecConfig};
 use crate::rim::RimBuilder;
-use crate::rmm::Rmm;
 
 /// Most RECs that [`Realm::build`] creates.
 pub const MAX_RECS: usize = 16;
@@ -50,41 +49,22 @@ pub struct BuildPlan<'p> {
     pub ram: &'p [IpaRange],
     /// Contents, in the order in which they are measured.
     pub segments: &'p [Segment],
+    /// Whether all RAM gets memory before the realm is activated; if not, what no segment fills comes by faults.
+    /// Needs segments in ascending order.
+    pub eager: bool,
     /// RECs, in the order of their MPIDRs.
     pub recs: &'p [RecConfig],
 }
 
-/// Something that a plan can be executed on.
-pub trait BuildTarget {
-    /// What can go wrong.
-    type Error;
-
-    /// Makes a range RAM.
-    ///
-    /// # Errors
-    /// As the target says.
-    fn init_ripas(&mut self, range: IpaRange) -> Result<(), Self::Error>;
-
-    /// Adds the contents of `segment`, which is number `index` of the plan.
-    ///
-    /// # Errors
-    /// As the target says.
-    fn populate(&mut self, index: usize, segment: &Segment) -> Result<(), Self::Error>;
-
-    /// Adds a REC.
-    ///
-    /// # Errors
-    /// As the target says.
-    fn create_rec(&mut self, rec: &RecConfig) -> Result<(), Self::Error>;
-}
-
-/// A step of a plan, for messages.
+/// A step of a plan.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
     /// Creating the realm.
     Create,
     /// Making RAM range number `.0` RAM.
     Ram(usize),
+    /// Mapping memory for the RAM between segments number `.0 - 1` and `.0`.
+    Fill(usize),
     /// Populating segment number `.0`.
     Segment(usize),
     /// Creating REC number `.0`.
@@ -98,6 +78,7 @@ impl fmt::Display for Step {
         match self {
             Self::Create => f.write_str("creating the realm"),
             Self::Ram(index) => write!(f, "preparing RAM range {index}"),
+            Self::Fill(index) => write!(f, "mapping memory before segment {index}"),
             Self::Segment(index) => write!(f, "populating segment {index}"),
             Self::Rec(index) => write!(f, "creating REC {index}"),
             Self::Activate => f.write_str("activating the realm"),
@@ -114,6 +95,13 @@ pub struct BuildError<E = Error> {
     pub error: E,
 }
 
+impl Segment {
+    /// First address after the segment.
+    const fn end(&self) -> u64 {
+        self.ipa.get().saturating_add(self.pages.saturating_mul(PAGE_SIZE))
+    }
+}
+
 impl<E: fmt::Display> fmt::Display for BuildError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.step, self.error)
@@ -122,23 +110,54 @@ impl<E: fmt::Display> fmt::Display for BuildError<E> {
 
 impl<E: fmt::Debug + fmt::Display> core::error::Error for BuildError<E> {}
 
-impl BuildPlan<'_> {
-    /// Executes the plan between creation and activation.
-    ///
-    /// # Errors
-    /// The first error of the target, with the step.
-    pub fn execute<T: BuildTarget>(&self, target: &mut T) -> Result<(), BuildError<T::Error>> {
-        for (index, range) in self.ram.iter().enumerate() {
-            let step = Step::Ram(index);
-            target.init_ripas(*range).map_err(|error| BuildError { step, error })?;
+impl<'p> BuildPlan<'p> {
+    /// Step number `position` between creation and activation; `None` after the last one.
+    fn step(&self, position: usize) -> Option<Step> {
+        if position < self.ram.len() {
+            return Some(Step::Ram(position));
         }
-        for (index, segment) in self.segments.iter().enumerate() {
-            let step = Step::Segment(index);
-            target.populate(index, segment).map_err(|error| BuildError { step, error })?;
+        let position = position - self.ram.len();
+        // One more gap than there are segments.
+        let filling = self.segments.len() + if self.eager { self.segments.len() + 1 } else { 0 };
+        if position < filling {
+            return Some(match self.eager {
+                false => Step::Segment(position),
+                true if position.is_multiple_of(2) => Step::Fill(position / 2),
+                true => Step::Segment(position / 2),
+            });
         }
-        for (index, rec) in self.recs.iter().enumerate() {
-            let step = Step::Rec(index);
-            target.create_rec(rec).map_err(|error| BuildError { step, error })?;
+        let rec = position - filling;
+        (rec < self.recs.len()).then_some(Step::Rec(rec))
+    }
+
+    /// The steps between creation and activation, in order.
+    fn steps(&self) -> impl Iterator<Item = Step> + use<'_, 'p> {
+        (0..).map_while(|position| self.step(position))
+    }
+
+    /// The first RAM at or after `at` in the gap before segment number `index`.
+    fn gap(&self, index: usize, at: u64) -> Option<(u64, u64)> {
+        let before = index.checked_sub(1).and_then(|before| self.segments.get(before));
+        let low = before.map_or(0, Segment::end).max(at);
+        let high = self.segments.get(index).map_or(u64::MAX, |segment| segment.ipa.get());
+        let parts = self.ram.iter().map(|r| (r.base.get().max(low), r.top.get().min(high)));
+        parts.into_iter().find(|(base, top)| base < top)
+    }
+
+    /// End of the RAM range that holds `at`.
+    fn ram_end(&self, at: u64) -> Option<u64> {
+        let mut ranges = self.ram.iter().map(|range| (range.base.get(), range.top.get()));
+        ranges.find(|(base, top)| (*base..*top).contains(&at)).map(|(_, top)| top)
+    }
+
+    /// Refuses segments that are not in ascending order where that matters.
+    fn check(&self) -> Result<(), Error> {
+        let mut end = 0;
+        for segment in self.segments.iter().filter(|_| self.eager) {
+            if segment.ipa.get() < end {
+                return Err(Error::range(segment.ipa, Ipa::new(segment.end())));
+            }
+            end = segment.end();
         }
         Ok(())
     }
@@ -153,56 +172,58 @@ impl BuildPlan<'_> {
     pub fn rim<E: From<Error>>(
         &self,
         ripas_measured: bool,
-        page: impl FnMut(usize, u64, &mut [u8; PAGE_SIZE as usize]) -> Result<(), E>,
+        mut page: impl FnMut(usize, u64, &mut [u8; PAGE_SIZE as usize]) -> Result<(), E>,
     ) -> Result<Digest, BuildError<E>> {
         let geometry = self
             .config
             .geometry(PAGE_SIZE.trailing_zeros() as u8)
             .map_err(|error| BuildError { step: Step::Create, error: error.into() })?;
-        let rim = RimBuilder::new(&self.config, geometry, ripas_measured);
-        let mut target = RimTarget { rim, page };
-        self.execute(&mut target)?;
-        Ok(target.rim.rim())
-    }
-}
-
-/// Computes the RIM instead of building.
-struct RimTarget<P> {
-    rim: RimBuilder,
-    page: P,
-}
-
-impl<E, P> BuildTarget for RimTarget<P>
-where
-    P: FnMut(usize, u64, &mut [u8; PAGE_SIZE as usize]) -> Result<(), E>,
-{
-    type Error = E;
-
-    fn init_ripas(&mut self, range: IpaRange) -> Result<(), E> {
-        self.rim.init_ripas(range.base.get(), range.top.get());
-        Ok(())
-    }
-
-    fn populate(&mut self, index: usize, segment: &Segment) -> Result<(), E> {
-        let mut buffer = [0; PAGE_SIZE as usize];
-        for page in 0..segment.pages {
-            let contents = if segment.measured {
-                (self.page)(index, page, &mut buffer)?;
-                let mut hasher = self.rim.page_hasher();
-                hasher.update(&buffer);
-                Some(hasher)
-            } else {
-                None
-            };
-            self.rim.data(segment.ipa.get() + page * PAGE_SIZE, contents);
+        let mut rim = RimBuilder::new(&self.config, geometry, ripas_measured);
+        for step in self.steps() {
+            match step {
+                Step::Ram(index) => {
+                    if let Some(range) = self.ram.get(index) {
+                        rim.init_ripas(range.base.get(), range.top.get());
+                    }
+                }
+                Step::Segment(index) => {
+                    let Some(segment) = self.segments.get(index) else { continue };
+                    measure_segment(&mut rim, segment, |number, buffer| {
+                        page(index, number, buffer)
+                    })
+                    .map_err(|error| BuildError { step, error })?;
+                }
+                Step::Rec(index) => {
+                    if let Some(rec) = self.recs.get(index) {
+                        rim.rec(rec);
+                    }
+                }
+                Step::Create | Step::Fill(_) | Step::Activate => {}
+            }
         }
-        Ok(())
+        Ok(rim.rim())
     }
+}
 
-    fn create_rec(&mut self, rec: &RecConfig) -> Result<(), E> {
-        self.rim.rec(rec);
-        Ok(())
+/// Extends a RIM by the pages of a segment.
+fn measure_segment<E>(
+    rim: &mut RimBuilder,
+    segment: &Segment,
+    mut page: impl FnMut(u64, &mut [u8; PAGE_SIZE as usize]) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut buffer = [0; PAGE_SIZE as usize];
+    for number in 0..segment.pages {
+        let contents = if segment.measured {
+            page(number, &mut buffer)?;
+            let mut hasher = rim.page_hasher();
+            hasher.update(&buffer);
+            Some(hasher)
+        } else {
+            None
+        };
+        rim.data(segment.ipa.get() + number * PAGE_SIZE, contents);
     }
+    Ok(())
 }
 
 /// Where the contents of a plan are in the normal world.
@@ -210,61 +231,4 @@ pub trait PageSource {
     /// The granule with the contents of page `page` of segment number `segment`. It must stay in the normal
     /// world, unchanged, until the realm is built.
     fn page(&self, segment: usize, page: u64) -> PhysAddr;
-}
-
-/// Builds a realm.
-struct RealmTarget<'b, 'l, H: Host, P> {
-    realm: &'b mut Realm<'l, H, New>,
-    recs: &'b mut ArrayVec<Rec<'l, H>, MAX_RECS>,
-    pages: &'b P,
-}
-
-impl<H: Host, P: PageSource> BuildTarget for RealmTarget<'_, '_, H, P> {
-    type Error = Error;
-
-    fn init_ripas(&mut self, range: IpaRange) -> Result<(), Error> {
-        self.realm.init_ripas(range.base, range.top)
-    }
-
-    fn populate(&mut self, index: usize, segment: &Segment) -> Result<(), Error> {
-        let source = |page| self.pages.page(index, page);
-        self.realm.populate(segment.ipa, segment.pages, segment.measured, source)
-    }
-
-    fn create_rec(&mut self, rec: &RecConfig) -> Result<(), Error> {
-        if self.recs.is_full() {
-            return Err(Error::Invalid(Invalid::TooManyRecs));
-        }
-        self.recs.push(self.realm.create_rec(rec)?);
-        Ok(())
-    }
-}
-
-/// A realm ready to run, with its RECs.
-pub type Built<'l, H> = (Realm<'l, H, Active>, ArrayVec<Rec<'l, H>, MAX_RECS>);
-
-impl<'l, H: Host> Realm<'l, H, Active> {
-    /// Builds and activates a realm as planned.
-    ///
-    /// # Errors
-    /// The step that failed, and why. Whatever had been built has been destroyed again.
-    pub fn build(
-        rmm: &'l Rmm<'l, H>,
-        owner: Owner,
-        plan: &BuildPlan<'_>,
-        pages: &impl PageSource,
-    ) -> Result<Built<'l, H>, BuildError> {
-        let mut realm = Realm::create(rmm, owner, &plan.config)
-            .map_err(|error| BuildError { step: Step::Create, error })?;
-        // Declared after the realm, so that an error drops the RECs before it.
-        let mut recs = ArrayVec::new();
-        plan.execute(&mut RealmTarget { realm: &mut realm, recs: &mut recs, pages })?;
-        match realm.activate() {
-            Ok(realm) => Ok((realm, recs)),
-            Err(failure) => {
-                recs.clear();
-                Err(BuildError { step: Step::Activate, error: failure.error })
-            }
-        }
-    }
 }

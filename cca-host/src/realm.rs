@@ -1,6 +1,7 @@
 //! A realm's life cycle: created, filled, activated, changed, destroyed.
 
 mod config;
+mod destroy;
 
 use core::fmt;
 use core::marker::PhantomData;
@@ -10,6 +11,7 @@ use mm::ledger::{Owner, RmmUse};
 use mm::{Ipa, PhysAddr};
 
 pub use self::config::{Fill, RealmConfig, RecConfig};
+pub use self::destroy::{DestroyFailure, DestroyReport, Dismantling};
 use crate::command::Command;
 use crate::conduit::{Host, HostMemoryExt};
 use crate::error::{Error, Invalid};
@@ -20,7 +22,7 @@ use crate::measurement::Digest;
 use crate::rec::Rec;
 use crate::rim::RimBuilder;
 use crate::rmm::{Returned, Rmm};
-use crate::rtt::{Entry, EntryState, SharedAttrs, Tables};
+use crate::rtt::{Book, Budget, Entry, EntryState, Mapped, SharedAttrs, Tables, Teardown};
 use crate::status::Status;
 
 mod sealed {
@@ -50,7 +52,7 @@ pub struct Realm<'l, H: Host, S: RealmState> {
 }
 
 /// What a realm is in any state.
-struct Core<'l, H: Host> {
+pub(crate) struct Core<'l, H: Host> {
     rmm: &'l Rmm<'l, H>,
     owner: Owner,
     rd: PhysAddr,
@@ -63,7 +65,13 @@ struct Core<'l, H: Host> {
     shared_entries: u64,
     /// The last fault on memory that was there, and how often it was repeated.
     repeated: (Ipa, u32),
+    /// Where there is anything.
+    book: Book,
     phase: Phase,
+    /// The destruction of the realm, once it has begun.
+    teardown: Option<Teardown>,
+    /// What has come back from it so far.
+    returned: Returned,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,6 +92,8 @@ pub enum FaultIn {
         /// Granules mapped.
         granules: u64,
     },
+    /// The budget was spent before the memory was there: call again, or enter the REC, which then faults again.
+    Underway,
     /// Memory was there already, another REC was faster: enter the REC again.
     AlreadyMapped,
     /// The memory was taken away before and the realm knows nothing of it: mapping would not help, the
@@ -100,35 +110,16 @@ const MAX_REPEATED_FAULTS: u32 = 64;
 
 /// How far a RIPAS change got.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct RipasProgress {
-    /// First address not changed.
-    pub upto: Ipa,
-    /// Whether that is the whole request. Otherwise the realm sees how far it got and repeats it.
-    pub complete: bool,
-}
-
-/// What came back from a destroyed realm.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct DestroyReport {
-    /// Granules that came back to the ledger, and those that the RMM refused to undelegate.
-    pub returned: Returned,
-    /// Granules that the RMM still holds according to the ledger although the realm is gone: the RMM has
-    /// not named them when it should have.
-    pub stranded: u64,
-}
-
-/// A realm that the RMM refused to destroy. It still owns its memory; try again later.
-pub struct DestroyFailure<'l, H: Host, S: RealmState> {
-    /// The realm.
-    pub realm: Realm<'l, H, S>,
-    /// Why.
-    pub error: Error,
-}
-
-impl<H: Host, S: RealmState> fmt::Debug for DestroyFailure<'_, H, S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DestroyFailure({})", self.error)
-    }
+pub enum RipasProgress {
+    /// The budget was spent before the end: call again before the REC is entered. Other RECs may run meanwhile.
+    Underway,
+    /// The REC can be entered.
+    Done {
+        /// First address not changed.
+        upto: Ipa,
+        /// Whether that is the whole request. Otherwise the realm sees how far it got and repeats it.
+        complete: bool,
+    },
 }
 
 impl<H: Host, S: RealmState> fmt::Debug for Realm<'_, H, S> {
@@ -175,7 +166,10 @@ impl<'l, H: Host> Realm<'l, H, New> {
             recs: 0,
             shared_entries: 0,
             repeated: (Ipa::new(0), 0),
+            book: Book::new(),
             phase: Phase::Alive,
+            teardown: None,
+            returned: Returned::default(),
         };
         Ok(Self { core, state: PhantomData })
     }
@@ -189,11 +183,31 @@ impl<'l, H: Host> Realm<'l, H, New> {
     /// The range is not protected, or the RMM refuses.
     pub fn init_ripas(&mut self, base: Ipa, top: Ipa) -> Result<(), Error> {
         self.core.check_protected(base, top)?;
-        self.core.tables().init_ripas(base, top)?;
+        let upto = self.init_ripas_some(base.get(), top.get(), &mut Budget::UNLIMITED.clone())?;
+        debug_assert_eq!(upto, top.get());
+        self.measure_ripas(base, top);
+        Ok(())
+    }
+
+    pub(crate) fn check_protected(&self, base: Ipa, top: Ipa) -> Result<(), Error> {
+        self.core.check_protected(base, top)
+    }
+
+    /// Makes a part of a protected range RAM; returns where to go on.
+    pub(crate) fn init_ripas_some(
+        &mut self,
+        at: u64,
+        top: u64,
+        budget: &mut Budget,
+    ) -> Result<u64, Error> {
+        self.core.with_tables(budget, |tables| tables.init_ripas(at, top))
+    }
+
+    /// Extends the RIM by a range that has become RAM.
+    pub(crate) fn measure_ripas(&mut self, base: Ipa, top: Ipa) {
         if let Some(rim) = &mut self.core.rim {
             rim.init_ripas(base.get(), top.get());
         }
-        Ok(())
     }
 
     /// Maps pages with contents (DATA_CREATE, RTT_DATA_MAP_INIT): page `n` from `ipa` gets the contents of
@@ -214,14 +228,30 @@ impl<'l, H: Host> Realm<'l, H, New> {
         let top = pages.checked_mul(granule).and_then(|bytes| ipa.checked_add(bytes));
         let top = top.ok_or(Error::range(ipa, ipa))?;
         self.core.check_protected(ipa, top)?;
-        self.core.tables().populate(ipa, pages, measure, &source)?;
-        if self.core.rim.is_some() {
-            for page in 0..pages {
-                let at = ipa.get() + page * granule;
-                self.core.measure_page(at, measure.then(|| source(page)))?;
-            }
+        for page in 0..pages {
+            let at = ipa.get() + page * granule;
+            let mut budget = Budget::UNLIMITED;
+            self.populate_page(at, source(page), measure, top.get(), &mut budget)?;
         }
         Ok(())
+    }
+
+    /// Maps one page with contents; `false` if the budget was spent before. Memory is taken for the addresses up to
+    /// `room`.
+    pub(crate) fn populate_page(
+        &mut self,
+        at: u64,
+        source: PhysAddr,
+        measure: bool,
+        room: u64,
+        budget: &mut Budget,
+    ) -> Result<bool, Error> {
+        let populate = |tables: &mut Tables<'_, 'l, H>| tables.populate(at, source, measure, room);
+        if !self.core.with_tables(budget, populate)? {
+            return Ok(false);
+        }
+        self.core.measure_page(at, measure.then_some(source))?;
+        Ok(true)
     }
 
     /// Creates the next REC (REC_CREATE). RECs are numbered in order of creation. Extends the RIM if the
@@ -258,7 +288,7 @@ impl<'l, H: Host> Realm<'l, H, New> {
 
 impl<'l, H: Host> Realm<'l, H, Active> {
     /// Makes the RIPAS change that a REC's last exit asks for (RTT_SET_RIPAS), with about `budget` calls
-    /// at most. Then enter the REC with [`crate::Resume::RipasAccept`]: it sees how far the change got.
+    /// at a time. When it is done, enter the REC with [`crate::Resume::RipasAccept`]: it sees how far the change got.
     ///
     /// A change to EMPTY takes the pages away and frees them. To refuse a change, do not call this and
     /// enter with [`crate::Resume::RipasReject`].
@@ -271,10 +301,22 @@ impl<'l, H: Host> Realm<'l, H, Active> {
         budget: u64,
     ) -> Result<RipasProgress, Error> {
         let change = rec.pending_ripas().ok_or(Error::Invalid(Invalid::NothingPending))?;
-        self.core.check_protected(change.base, change.top)?;
-        let upto = self.core.tables().set_ripas(rec.addr(), &change, budget)?;
-        rec.ripas_changed(Ipa::new(upto));
-        Ok(RipasProgress { upto: Ipa::new(upto), complete: upto == change.top.get() })
+        // Nothing is left to change if only the taking away of what was changed is under way.
+        if change.base != change.top {
+            self.core.check_protected(change.base, change.top)?;
+        }
+        let (addr, at) = (rec.addr(), change.base.get());
+        let changed = self
+            .core
+            .with_tables(&mut Budget::new(budget), |tables| tables.set_ripas(addr, &change, at))?;
+        let upto = Ipa::new(changed.upto);
+        rec.ripas_changed(upto);
+        let complete = upto == change.top;
+        if changed.settled && (complete || changed.stopped) {
+            Ok(RipasProgress::Done { upto, complete })
+        } else {
+            Ok(RipasProgress::Underway)
+        }
     }
 }
 
@@ -304,23 +346,25 @@ impl<'l, H: Host, S: RealmState> Realm<'l, H, S> {
     }
 
     /// Answers a fault on a protected address ([`crate::SyncExit::ProtectedFault`]): looks at the entry first, and
-    /// maps memory only where that can help.
+    /// maps memory only where that can help, with about `budget` calls at a time.
     ///
     /// # Errors
     /// The address is not protected, memory is short, or the RMM refuses.
-    pub fn fault_in(&mut self, ipa: Ipa) -> Result<FaultIn, Error> {
+    pub fn fault_in(&mut self, ipa: Ipa, budget: u64) -> Result<FaultIn, Error> {
         let granule = self.core.geometry.granule();
         let page = ipa.align_down(granule);
         let top = page.checked_add(granule).ok_or(Error::range(page, page))?;
         self.core.check_protected(page, top)?;
-        let entry = self.core.tables().read_entry(page, LAST_LEVEL)?;
+        let mut budget = Budget::new(budget);
+        if let Some(answer) = self.core.finish_block(page, &mut budget)? {
+            return Ok(answer);
+        }
+        let entry =
+            self.core.with_tables(&mut budget, |tables| tables.read_entry(page, LAST_LEVEL))?;
         match (entry.state, entry.ripas) {
             (_, Ripas::Destroyed) => Ok(FaultIn::Destroyed),
             (EntryState::Assigned, Ripas::Ram) => Ok(self.core.count_repeated(page)),
-            (EntryState::Unassigned, Ripas::Ram) => {
-                let granules = self.core.fill(page, &entry)?;
-                Ok(FaultIn::Mapped { granules })
-            }
+            (EntryState::Unassigned, Ripas::Ram) => self.core.fill(page, &entry, &mut budget),
             (_, ripas) => Ok(FaultIn::NotRam(ripas)),
         }
     }
@@ -334,7 +378,20 @@ impl<'l, H: Host, S: RealmState> Realm<'l, H, S> {
     /// The range is not protected, memory is short, or the RMM refuses.
     pub fn map_private(&mut self, base: Ipa, top: Ipa) -> Result<u64, Error> {
         self.core.check_protected(base, top)?;
-        self.core.tables().map(base, top)
+        let mut budget = Budget::UNLIMITED;
+        self.map_private_some(base.get(), top.get(), top.get(), &mut budget)
+            .map(|mapped| mapped.granules)
+    }
+
+    /// Maps memory without contents in a part of a protected range. Memory is taken for the addresses up to `room`.
+    pub(crate) fn map_private_some(
+        &mut self,
+        at: u64,
+        top: u64,
+        room: u64,
+        budget: &mut Budget,
+    ) -> Result<Mapped, Error> {
+        self.core.with_tables(budget, |tables| tables.map(at, top, room))
     }
 
     /// Maps `bytes` of normal memory at `pa` as shared memory at `ipa`, given with or without the shared
@@ -355,7 +412,10 @@ impl<'l, H: Host, S: RealmState> Realm<'l, H, S> {
             return Err(Error::Invalid(Invalid::PhysAddr(pa)));
         }
         debug_assert!(base < top);
-        let entries = self.core.tables().map_shared(base, pa, bytes, attrs)?;
+        let mut budget = Budget::UNLIMITED;
+        let entries = self
+            .core
+            .with_tables(&mut budget, |tables| tables.map_shared(base, pa, bytes, attrs))?;
         self.core.shared_entries += entries;
         Ok(())
     }
@@ -367,7 +427,8 @@ impl<'l, H: Host, S: RealmState> Realm<'l, H, S> {
     /// The range is misaligned, memory to split a block is short, or the RMM refuses.
     pub fn unmap_shared(&mut self, ipa: Ipa, bytes: u64) -> Result<(), Error> {
         let (base, top) = self.core.shared_range(ipa, bytes)?;
-        self.core.tables().unmap_shared(base, top)?;
+        let mut budget = Budget::UNLIMITED;
+        self.core.with_tables(&mut budget, |tables| tables.unmap_shared(base, top))?;
         Ok(())
     }
 
@@ -375,25 +436,12 @@ impl<'l, H: Host, S: RealmState> Realm<'l, H, S> {
     ///
     /// # Errors
     /// The address is outside the IPA space, or the RMM refuses.
-    pub fn read_entry(&self, ipa: Ipa) -> Result<Entry, Error> {
+    pub fn read_entry(&mut self, ipa: Ipa) -> Result<Entry, Error> {
         if ipa >= self.core.geometry.end() {
             return Err(Error::range(ipa, ipa));
         }
-        self.core.tables().read_entry(ipa, LAST_LEVEL)
-    }
-
-    /// Destroys the realm and gives its memory back. All RECs must have been destroyed before: the RMM
-    /// refuses to destroy a realm that has one.
-    ///
-    /// # Errors
-    /// The RMM refuses; the realm comes back with the error, and its memory is still
-    /// accounted to it. Trying again goes on where this stopped.
-    #[expect(clippy::result_large_err, reason = "the realm itself comes back")]
-    pub fn destroy(mut self) -> Result<DestroyReport, DestroyFailure<'l, H, S>> {
-        match self.core.release() {
-            Ok(report) => Ok(report),
-            Err(error) => Err(DestroyFailure { realm: self, error }),
-        }
+        let mut budget = Budget::UNLIMITED;
+        self.core.with_tables(&mut budget, |tables| tables.read_entry(ipa, LAST_LEVEL))
     }
 }
 
@@ -433,8 +481,23 @@ fn create_rd<H: Host>(
 }
 
 impl<'l, H: Host> Core<'l, H> {
-    fn tables(&self) -> Tables<'_, 'l, H> {
-        Tables { rmm: self.rmm, rd: self.rd, owner: self.owner, geometry: self.geometry }
+    /// Does something with the tables, within a budget.
+    fn with_tables<R>(
+        &mut self,
+        budget: &mut Budget,
+        work: impl FnOnce(&mut Tables<'_, 'l, H>) -> R,
+    ) -> R {
+        let mut tables = Tables {
+            rmm: self.rmm,
+            rd: self.rd,
+            owner: self.owner,
+            geometry: self.geometry,
+            book: &mut self.book,
+            budget: *budget,
+        };
+        let result = work(&mut tables);
+        *budget = tables.budget;
+        result
     }
 
     fn check_protected(&self, base: Ipa, top: Ipa) -> Result<(), Error> {
@@ -476,23 +539,44 @@ impl<'l, H: Host> Core<'l, H> {
         Ok(())
     }
 
+    /// Goes on with the block that a fault has begun to fill, if there is one. `None`: see to `page` now.
+    fn finish_block(&mut self, page: Ipa, budget: &mut Budget) -> Result<Option<FaultIn>, Error> {
+        let bytes = self.geometry.entry_bytes(LAST_LEVEL - 1);
+        self.with_tables(budget, |tables| {
+            let Some(at) = tables.supplied() else { return Ok(None) };
+            let block = Ipa::new(at).align_down(bytes);
+            let top = block.get().saturating_add(bytes);
+            let mapped = tables.map(at, top, top)?;
+            Ok(match mapped.upto {
+                upto if upto < top || tables.budget.is_spent() => Some(FaultIn::Underway),
+                _ if block == page.align_down(bytes) => {
+                    Some(FaultIn::Mapped { granules: mapped.granules })
+                }
+                _ => None,
+            })
+        })
+    }
+
     /// Maps memory for a fault at `page`, whose entry is unassigned RAM.
-    fn fill(&mut self, page: Ipa, entry: &Entry) -> Result<u64, Error> {
+    fn fill(&mut self, page: Ipa, entry: &Entry, budget: &mut Budget) -> Result<FaultIn, Error> {
         self.repeated = (page, 0);
-        let tables = self.tables();
         let block_level = LAST_LEVEL - 1;
-        let block = self.geometry.entry_bytes(block_level);
-        if self.fill == Fill::Block && entry.level <= block_level {
-            let base = page.align_down(block);
-            if let Some(top) = base.checked_add(block)
-                && let Ok(mapped) = tables.map(base, top)
-                && mapped > 0
-            {
-                return Ok(mapped);
+        let bytes = self.geometry.entry_bytes(block_level);
+        let base = page.align_down(bytes).get();
+        let by_blocks = self.fill == Fill::Block && entry.level <= block_level;
+        self.with_tables(budget, |tables| {
+            if by_blocks && tables.stock_block(base) {
+                let mapped = tables.map(base, base + bytes, base + bytes)?;
+                return Ok(if mapped.upto < base + bytes {
+                    FaultIn::Underway
+                } else {
+                    FaultIn::Mapped { granules: mapped.granules }
+                });
             }
-        }
-        tables.create_tables(page, entry.level, LAST_LEVEL)?;
-        tables.map(page, Ipa::new(page.get() + self.geometry.granule()))
+            tables.create_tables(page, entry.level, LAST_LEVEL)?;
+            let mapped = tables.map_one(page.get())?;
+            Ok(FaultIn::Mapped { granules: u64::from(mapped) })
+        })
     }
 
     /// Counts faults in a row on the same mapped page.
@@ -501,52 +585,5 @@ impl<'l, H: Host> Core<'l, H> {
         let count = if last == page { count + 1 } else { 1 };
         self.repeated = (page, count.min(MAX_REPEATED_FAULTS));
         if count >= MAX_REPEATED_FAULTS { FaultIn::Livelock } else { FaultIn::AlreadyMapped }
-    }
-
-    /// Tears the realm down from whatever state it is in.
-    fn release(&mut self) -> Result<DestroyReport, Error> {
-        let mut report = DestroyReport::default();
-        if self.phase == Phase::Gone {
-            return Ok(report);
-        }
-        if self.phase == Phase::Alive {
-            self.rmm.terminate(self.rd, self.owner)?;
-            self.phase = Phase::Terminated;
-        }
-        let swept = self.tables().tear_down(self.shared_entries);
-        let mut error = swept.outcome.error;
-        report.returned += swept.outcome.returned;
-        if error.is_some() {
-            // A refusal on the way may have left something behind that a second sweep finds.
-            let again = self.tables().tear_down(self.shared_entries);
-            report.returned += again.outcome.returned;
-            error = again.outcome.error;
-        }
-        let command = Command::RealmDestroy;
-        let mut reply = self.rmm.operate(command, [self.rd.get()], self.owner)?;
-        if reply.status != Status::Success {
-            reply = self.rmm.operate(command, [self.rd.get()], self.owner)?;
-        }
-        if reply.status != Status::Success {
-            let refused = Error::Refused { command, status: reply.status };
-            return Err(error.unwrap_or(refused));
-        }
-        self.phase = Phase::Gone;
-        let tables = self.geometry.root_tables();
-        for (base, count, used_for) in [(self.roots, tables, RmmUse::Rtt), (self.rd, 1, RmmUse::Rd)]
-        {
-            let frames = self.rmm.take_back(command, base.get(), count, used_for, self.owner)?;
-            report.returned += self.rmm.retire(frames);
-        }
-        report.stranded = self.rmm.ledger.census_of(self.owner).held_by_rmm();
-        Ok(report)
-    }
-}
-
-impl<H: Host> Drop for Core<'_, H> {
-    fn drop(&mut self) {
-        if let Err(error) = self.release() {
-            log::error!("realm of {} could not be destroyed: {error}", self.owner);
-        }
     }
 }

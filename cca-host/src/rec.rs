@@ -6,7 +6,7 @@ use core::fmt;
 use core::mem::offset_of;
 
 use arrayvec::ArrayVec;
-use mm::ledger::{Delegated, Frames, Owner, RmmUse, Undelegated};
+use mm::ledger::{Delegated, Frames, Owner, RmmUse, Undelegated, Use};
 use mm::{Ipa, PAGE_SIZE, PhysAddr};
 
 pub use self::run::{EnterError, Entry, GicImage, Resume};
@@ -138,7 +138,7 @@ impl Parts {
     fn give_back<H: Host>(self, rmm: &Rmm<'_, H>) {
         rmm.retire(self.rec);
         for frames in self.aux {
-            rmm.undelegate(frames);
+            rmm.retire(frames);
         }
     }
 }
@@ -343,30 +343,30 @@ impl<H: Host> Drop for Rec<'_, H> {
     }
 }
 
-/// Allocates and delegates the auxiliary granules, contiguous if possible.
+/// Collects delegated granules for a REC: from the pool as far as it goes, the others contiguous if possible.
 fn collect_aux<H: Host>(
     rmm: &Rmm<'_, H>,
     owner: Owner,
     count: usize,
     aux: &mut ArrayVec<Frames<Delegated>, MAX_AUX>,
 ) -> Result<(), Error> {
-    if count == 0 {
-        return Ok(());
-    }
-    let order = count.next_power_of_two().trailing_zeros() as u8;
-    if order > 0
-        && let Ok(block) = rmm.alloc(order, mm::ledger::Use::Realm, owner)
+    while aux.len() < count
+        && let Some(granule) = rmm.take_pooled(owner)
     {
-        let (wanted, rest) = block.split_at(count as u64);
-        rmm.ledger.free(rest);
-        aux.push(rmm.delegate(wanted)?);
-        return Ok(());
+        aux.push(granule);
     }
-    for _ in 0..count {
-        let granule = rmm.alloc_delegated(0, owner)?;
-        if let Err(full) = aux.try_push(granule) {
-            rmm.retire(full.element());
+    let missing = (count - aux.len()) as u64;
+    if missing > 1 {
+        let order = missing.next_power_of_two().trailing_zeros() as u8;
+        if let Ok(block) = rmm.ledger.alloc(order, Use::Realm, owner) {
+            let (wanted, rest) = block.split_at(missing);
+            rmm.ledger.free(rest);
+            aux.push(rmm.delegate(wanted)?);
+            return Ok(());
         }
+    }
+    for _ in 0..missing {
+        aux.push(rmm.alloc_delegated(0, owner)?);
     }
     Ok(())
 }

@@ -2,16 +2,19 @@
 
 mod granules;
 mod negotiate;
+mod pool;
 
 use core::fmt;
 use core::hint;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use mm::ledger::{Ledger, Owner};
 
-use self::granules::Pool;
+pub(crate) use self::granules::Delegation;
 pub use self::granules::Returned;
 pub use self::negotiate::NegotiationError;
+pub use self::pool::POOL_CAPACITY;
+use self::pool::Pool;
 use crate::command::Command;
 use crate::conduit::Host;
 use crate::error::Error;
@@ -25,13 +28,10 @@ const BUSY_RETRIES: u32 = 4096;
 /// Settings of the driver.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Config {
-    /// Delegated granules to keep for the next table or REC instead of undelegating them, at most
+    /// Delegated granules to keep for the next table, REC or page instead of undelegating them, at most
     /// [`POOL_CAPACITY`]. They are accounted to the hypervisor until [`Rmm::drain_pool`].
     pub pool_limit: usize,
 }
-
-/// Most granules that the pool of delegated granules can keep.
-pub const POOL_CAPACITY: usize = 128;
 
 /// A negotiated connection to the RMM. Shared by all cores and realms.
 pub struct Rmm<'l, H> {
@@ -40,6 +40,8 @@ pub struct Rmm<'l, H> {
     capabilities: Capabilities,
     counts: CallCounts,
     pool: Pool,
+    /// A delegation call has been seen to do more than one granule.
+    whole_ranges: AtomicBool,
 }
 
 /// Registers of an answer and its decoded status.
@@ -87,6 +89,16 @@ impl<'l, H: Host> Rmm<'l, H> {
 
     pub(crate) const fn is_v2(&self) -> bool {
         matches!(self.capabilities.abi, Abi::V2(_))
+    }
+
+    pub(crate) fn note_whole_ranges(&self) {
+        self.whole_ranges.store(true, Ordering::Relaxed);
+    }
+
+    /// Most granules of a range that are taken back from the RMM at a time: all of it where a call undelegates it
+    /// all, else what a level-2 block has, to keep the work under the ledger's lock short.
+    pub(crate) fn take_back_limit(&self) -> u64 {
+        if self.whole_ranges.load(Ordering::Relaxed) { u64::MAX } else { 512 }
     }
 
     /// Makes one call; repeats it while the RMM says that it is busy.

@@ -5,16 +5,22 @@
 //! is checked against the ledger. Each loop makes provable progress or ends with an error, so that an RMM
 //! that answers nonsense cannot hold the hypervisor.
 
-mod protected;
+mod book;
+mod budget;
 mod ripas;
 mod shared;
+mod supply;
+mod sweep;
 mod teardown;
 
 use mm::ledger::{Owner, RmmUse};
 use mm::{Ipa, PhysAddr};
 
+pub(crate) use self::book::Book;
+pub(crate) use self::budget::Budget;
 pub use self::shared::{MemoryType, SharedAttrs};
-pub(crate) use self::teardown::Swept;
+pub(crate) use self::supply::Mapped;
+pub(crate) use self::teardown::Teardown;
 use crate::command::Command;
 use crate::conduit::Host;
 use crate::error::{BadAnswer, Error};
@@ -49,18 +55,23 @@ pub struct Entry {
     pub ripas: Ripas,
 }
 
-/// The tables of one realm.
+/// The tables of one realm, for one operation of the driver.
 pub(crate) struct Tables<'r, 'l, H> {
     pub(crate) rmm: &'r Rmm<'l, H>,
     pub(crate) rd: PhysAddr,
     pub(crate) owner: Owner,
     pub(crate) geometry: Geometry,
+    /// What is remembered from one operation to the next.
+    pub(crate) book: &'r mut Book,
+    /// Calls that the operation may make.
+    pub(crate) budget: Budget,
 }
 
 impl<H: Host> Tables<'_, '_, H> {
     /// Reads the entry for `ipa`, walking down to `level` at most.
-    pub(crate) fn read_entry(&self, ipa: Ipa, level: i8) -> Result<Entry, Error> {
+    pub(crate) fn read_entry(&mut self, ipa: Ipa, level: i8) -> Result<Entry, Error> {
         let command = Command::RttReadEntry;
+        self.budget.spend(1);
         let ipa = ipa.align_down(self.geometry.entry_bytes(level));
         let reply = self.rmm.demand(command, [self.rd.get(), ipa.get(), level_arg(level)])?;
         let reached = reply.x[1] as i8;
@@ -84,7 +95,7 @@ impl<H: Host> Tables<'_, '_, H> {
     ///
     /// At level `reached` the walk of the failed call ended: creating the levels after it in turn is
     /// always right, and a table that has come into being meanwhile is no error.
-    pub(crate) fn create_tables(&self, ipa: Ipa, reached: i8, wanted: i8) -> Result<(), Error> {
+    pub(crate) fn create_tables(&mut self, ipa: Ipa, reached: i8, wanted: i8) -> Result<(), Error> {
         for level in reached.max(self.geometry.start_level()) + 1..=wanted {
             self.create_table(ipa, level)?;
         }
@@ -92,41 +103,55 @@ impl<H: Host> Tables<'_, '_, H> {
     }
 
     /// Creates one table at `level`; an entry that is a block there is split.
-    fn create_table(&self, ipa: Ipa, level: i8) -> Result<(), Error> {
+    fn create_table(&mut self, ipa: Ipa, level: i8) -> Result<(), Error> {
         let command = Command::RttCreate;
-        let ipa = ipa.align_down(self.geometry.table_bytes(level));
+        let bytes = self.geometry.table_bytes(level);
+        let ipa = ipa.align_down(bytes);
         let table = self.rmm.alloc_delegated(0, self.owner)?;
+        self.budget.spend(1);
         let args = [self.rd.get(), table.base().get(), ipa.get(), level_arg(level)];
-        match self.rmm.operate(command, args, self.owner)?.status {
-            Status::Success => {
-                self.rmm.ledger.hand_over(table, RmmUse::Rtt);
-                Ok(())
-            }
-            Status::Rtt { level: reached } if reached == level - 1 => {
-                self.rmm.retire(table);
-                Ok(())
-            }
-            status => {
-                self.rmm.retire(table);
-                Err(Error::Refused { command, status })
-            }
-        }
+        let outcome = match self.operate(command, args) {
+            Ok(reply) => match reply.status {
+                Status::Success => {
+                    self.rmm.ledger.hand_over(table, RmmUse::Rtt);
+                    self.book.tables(level).add(ipa.get(), bytes, 1);
+                    return Ok(());
+                }
+                Status::Rtt { level: reached } if reached == level - 1 => Ok(()),
+                status => Err(Error::Refused { command, status }),
+            },
+            Err(error) => Err(error),
+        };
+        self.rmm.retire(table);
+        outcome
     }
 
     /// Replaces the table at `level` for `ipa` by a single entry, if its entries allow that.
     ///
     /// Returns whether it was folded. That a table cannot be folded is normal.
-    pub(crate) fn fold(&self, ipa: Ipa, level: i8) -> Result<bool, Error> {
+    pub(crate) fn fold(&mut self, ipa: Ipa, level: i8) -> Result<bool, Error> {
         let command = Command::RttFold;
         let ipa = ipa.align_down(self.geometry.table_bytes(level));
         let args = [self.rd.get(), ipa.get(), level_arg(level)];
-        let reply = self.rmm.operate(command, args, self.owner)?;
+        let reply = self.operate(command, args)?;
         if reply.status != Status::Success {
             return Ok(false);
         }
         let table = self.rmm.take_back(command, reply.x[1], 1, RmmUse::Rtt, self.owner)?;
+        self.book.tables(level).remove(1);
         self.rmm.retire(table);
+        self.budget.spend(1);
         Ok(true)
+    }
+
+    /// Makes a call, and carries it to its end if it turns out to be a stateful operation.
+    pub(crate) fn operate<const N: usize>(
+        &mut self,
+        command: Command,
+        args: [u64; N],
+    ) -> Result<Reply, Error> {
+        self.budget.spend(1);
+        self.rmm.operate(command, args, self.owner)
     }
 
     /// Sends a call that acts on an entry at `wanted`, creating missing tables until the walk reaches
@@ -135,7 +160,7 @@ impl<H: Host> Tables<'_, '_, H> {
     /// Returns the first answer that is not ERROR_RTT with a level above `wanted`. At most one call more
     /// than there are levels: each round reports a lower level than the one before, or ends.
     pub(crate) fn with_tables<const N: usize>(
-        &self,
+        &mut self,
         command: Command,
         args: [u64; N],
         ipa: Ipa,
@@ -143,7 +168,7 @@ impl<H: Host> Tables<'_, '_, H> {
     ) -> Result<Reply, Error> {
         let mut last = self.geometry.start_level() - 1;
         loop {
-            let reply = self.rmm.operate(command, args, self.owner)?;
+            let reply = self.operate(command, args)?;
             let Status::Rtt { level: reached } = reply.status else { return Ok(reply) };
             if reached >= wanted {
                 return Ok(reply);
@@ -172,7 +197,7 @@ impl<H: Host> Tables<'_, '_, H> {
 
     /// Most calls that a sweep over the tables may need: each call frees a granule of ours, or skips to
     /// the next entry in use or the end of a table.
-    fn sweep_budget(&self, shared_entries: u64) -> u64 {
+    fn sweep_calls(&self, shared_entries: u64) -> u64 {
         4 * self.rmm.ledger.census_of(self.owner).total() + 2 * shared_entries + 64
     }
 
@@ -199,5 +224,12 @@ pub(crate) struct Outcome {
 impl Outcome {
     fn note(&mut self, error: Error) {
         self.error.get_or_insert(error);
+    }
+
+    /// Adds what another one has, and empties it.
+    fn absorb(&mut self, other: &mut Self) {
+        let other = core::mem::take(other);
+        self.returned += other.returned;
+        self.error = self.error.or(other.error);
     }
 }

@@ -15,8 +15,10 @@ use crate::layout::RmmConfig;
 use crate::rmm::Rmm;
 use crate::status::Status;
 
+pub(crate) use self::memory::Step;
+
 /// Bytes of an entry of an address list.
-const DESCRIPTOR_BYTES: u64 = 8;
+pub(crate) const DESCRIPTOR_BYTES: u64 = 8;
 /// Most entries of an address list: one page.
 const MAX_LIST: u64 = PAGE_SIZE / DESCRIPTOR_BYTES;
 /// Largest block count of a descriptor.
@@ -25,8 +27,8 @@ const MAX_BLOCKS: u64 = 1023;
 /// A range of physical memory as lists and registers carry it (RmiAddrRangeDesc): block size in bits 1:0,
 /// block count in bits 11:2, address in bits 51:12, state in bit 63.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct AddrRange {
-    base: u64,
+pub(crate) struct AddrRange {
+    pub(crate) base: u64,
     /// Block size: 0 a granule, then one level of 512 more each.
     size: u8,
     blocks: u64,
@@ -36,6 +38,8 @@ struct AddrRange {
 impl AddrRange {
     const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
     const UNDELEGATED: u64 = 1 << 63;
+    /// Most entries of an address list: one page.
+    pub(crate) const MAX_LIST: u64 = MAX_LIST;
 
     /// A range of `blocks` blocks, each as large as an entry at `level`.
     const fn at_level(base: u64, level: i8, blocks: u64) -> Self {
@@ -47,7 +51,7 @@ impl AddrRange {
         state | self.base & Self::ADDRESS | (self.blocks & MAX_BLOCKS) << 2 | self.size as u64
     }
 
-    const fn decode(word: u64) -> Self {
+    pub(crate) const fn decode(word: u64) -> Self {
         Self {
             base: word & Self::ADDRESS,
             size: (word & 3) as u8,
@@ -57,7 +61,7 @@ impl AddrRange {
     }
 
     /// Granules in the range.
-    const fn granules(&self) -> u64 {
+    pub(crate) const fn granules(&self) -> u64 {
         self.blocks << (9 * self.size as u32)
     }
 }

@@ -6,7 +6,9 @@ use crate::sync::Lock;
 use arrayvec::ArrayVec;
 use core::fmt;
 use mm::PhysAddr;
-use mm::ledger::{LayoutError, Ledger, NotOurs, PhysRange, Use};
+use mm::ledger::{
+    Frames, LayoutError, Ledger, NotOurs, OutOfMemory, Owner, PhysRange, Undelegated, Use,
+};
 use mm::stage1::{Kind, Stage1, Stage1Error, TablePage};
 use spin::Once;
 
@@ -291,6 +293,20 @@ fn place_metadata(
 /// Before boot has made it.
 pub fn ledger() -> &'static Ledger<'static> {
     LEDGER.get().expect("the ledger exists from boot on")
+}
+
+/// Takes memory from the ledger. If there is none, the granules that are kept delegated for the next
+/// realm are given back first.
+///
+/// # Errors
+///
+/// There is no memory even so.
+pub fn alloc(order: u8, used_for: Use, owner: Owner) -> Result<Frames<Undelegated>, OutOfMemory> {
+    match ledger().alloc(order, used_for, owner) {
+        Err(error) if crate::vm::realm::drain_pool() == 0 => Err(error),
+        Err(_) => ledger().alloc(order, used_for, owner),
+        frames => frames,
+    }
 }
 
 /// Whether the hypervisor keeps something of its own in this range: image, ledger, device tree or

@@ -55,7 +55,7 @@ pub fn enter() -> ! {
             Completion::Deactivate
         });
         monitor::work();
-        lifecycle::work();
+        let more_work = lifecycle::work();
         selftest::work();
         output::work();
         kick(vcpu::wake_due(timer::now_ns()));
@@ -63,10 +63,12 @@ pub fn enter() -> ! {
         kick(pick.kicks);
         match pick.next {
             Next::Run { entity, deadline } => {
-                arm(deadline);
+                let back = more_work.then(|| timer::now_ns() + lifecycle::WORK_PERIOD_NS);
+                arm([deadline, back].into_iter().flatten().min());
                 let why = run(entity);
                 SCHEDULER.lock().stop(core, timer::now_ns(), why);
             }
+            Next::Idle { .. } if more_work => {}
             Next::Idle { deadline } => {
                 arm(deadline);
                 cpu::wait_for_interrupt();
@@ -171,6 +173,11 @@ fn run(entity: EntityId) -> Stop {
 fn step(vcpu: &mut Vcpu, slot: &VcpuSlot) -> Flow {
     let vm = vcpu.vm;
     let id = vcpu.id;
+    if matches!(&vcpu.kind, Kind::Rec(rec) if rec.is_changing_ripas())
+        && let Flow::Leave(stop) = change_ripas(vcpu)
+    {
+        return Flow::Leave(stop);
+    }
     if let Some(flow) = prepare(vcpu) {
         return flow;
     }
@@ -323,14 +330,20 @@ fn answer(vcpu: &mut Vcpu, slot: &VcpuSlot, resume: &Resume) -> Flow {
             let reason = lifecycle::explain(vm, reason);
             stop_vm(vm, End::Stopped(reason))
         }
-        Resume::RipasAccept => {
-            let Kind::Rec(rec) = &mut vcpu.kind else { return Flow::Again };
-            match rec.change_ripas(vm) {
-                Ok(()) => Flow::Again,
-                Err(error) => stop_vm(vm, End::Stopped(Reason::new(format_args!("{error}")))),
-            }
-        }
+        Resume::RipasAccept => change_ripas(vcpu),
         _ => Flow::Again,
+    }
+}
+
+/// Goes on with the RIPAS change that a REC has asked for. Until that is done, the core is given up
+/// after each part.
+fn change_ripas(vcpu: &mut Vcpu) -> Flow {
+    let vm = vcpu.vm;
+    let Kind::Rec(rec) = &mut vcpu.kind else { return Flow::Again };
+    match rec.change_ripas(vm) {
+        Ok(true) => Flow::Again,
+        Ok(false) => Flow::Leave(Stop::Preempted),
+        Err(error) => stop_vm(vm, End::Stopped(Reason::new(format_args!("{error}")))),
     }
 }
 
@@ -364,7 +377,7 @@ impl GuestMemory for VmView {
         match &*self.0.space.lock() {
             crate::vm::Space::Normal(memory) => memory.read(ipa, buf),
             crate::vm::Space::Realm(realm) => realm.read(ipa, buf),
-            crate::vm::Space::None => Err(MemoryFault { ipa }),
+            _ => Err(MemoryFault { ipa }),
         }
     }
 
@@ -372,7 +385,7 @@ impl GuestMemory for VmView {
         match &*self.0.space.lock() {
             crate::vm::Space::Normal(memory) => memory.write(ipa, data),
             crate::vm::Space::Realm(realm) => realm.write(ipa, data),
-            crate::vm::Space::None => Err(MemoryFault { ipa }),
+            _ => Err(MemoryFault { ipa }),
         }
     }
 }

@@ -7,11 +7,11 @@
 
 use arrayvec::ArrayVec;
 use cca_host::plan::{BuildPlan, IpaRange, Segment};
-use cca_host::{HashAlgorithm, RealmConfig, RecConfig};
+use cca_host::{Fill, HashAlgorithm, RealmConfig, RecConfig};
 use core::fmt;
 use mm::{Ipa, PAGE_SIZE};
 use vmm_services::loader::{LoadPlan, MAX_SEGMENTS};
-use vmm_services::manifest::{self, VmSpec};
+use vmm_services::manifest::{self, FaultSize, Populate, VmSpec};
 use vmm_services::{MAX_VCPUS, layout};
 
 /// A VM of the bundle that cannot be a realm.
@@ -44,13 +44,14 @@ pub struct RealmPlan {
     ram: [IpaRange; 1],
     segments: ArrayVec<Segment, MAX_SEGMENTS>,
     recs: ArrayVec<RecConfig, MAX_VCPUS>,
+    eager: bool,
 }
 
 impl RealmPlan {
     /// Plans the realm `spec`, whose images `load` has placed. `vmid`, which is not measured, is
     /// unique among the realms of the machine and not zero (RMI 1.0 only).
     ///
-    /// All segments are measured. The boot REC starts at the entry point with the address of the
+    /// All segments are measured; with [`Populate::Lazy`] without the pages that are zero. The boot REC starts at the entry point with the address of the
     /// device tree in x0; the others wait for PSCI `CPU_ON`.
     ///
     /// # Errors
@@ -65,11 +66,19 @@ impl RealmPlan {
             manifest::HashAlgorithm::Sha384 => HashAlgorithm::Sha384,
             manifest::HashAlgorithm::Sha512 => HashAlgorithm::Sha512,
         };
-        let config = RealmConfig { hash, rpv: realm.rpv, vmid, ..RealmConfig::new(ipa_bits) };
+        let fill = match realm.fault {
+            FaultSize::Page => Fill::Granule,
+            FaultSize::Block => Fill::Block,
+        };
+        let config = RealmConfig { hash, rpv: realm.rpv, vmid, fill, ..RealmConfig::new(ipa_bits) };
         let top = layout::RAM.checked_add(spec.memory).ok_or(PlanError::Memory(spec.memory))?;
         let segments = load.segments.iter().map(|segment| Segment {
             ipa: segment.ipa,
-            pages: segment.size / PAGE_SIZE,
+            pages: match realm.populate {
+                // The rest is zero, as memory that comes by a fault is.
+                Populate::Lazy => segment.length.div_ceil(PAGE_SIZE),
+                Populate::Eager | Populate::Image => segment.size / PAGE_SIZE,
+            },
             measured: true,
         });
         let rec = |index: usize| {
@@ -83,6 +92,7 @@ impl RealmPlan {
         };
         Ok(Self {
             config,
+            eager: realm.populate == Populate::Eager,
             ram: [IpaRange { base: layout::RAM, top }],
             segments: segments.collect(),
             recs: (0..spec.vcpus.min(MAX_VCPUS)).map(rec).collect(),
@@ -97,6 +107,7 @@ impl RealmPlan {
             ram: &self.ram,
             segments: &self.segments,
             recs: &self.recs,
+            eager: self.eager,
         }
     }
 

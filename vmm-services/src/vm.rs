@@ -3,13 +3,13 @@
 use crate::channel::{Endpoint, REGISTERS_SIZE};
 use crate::console::{InputQueue, LineBuffer};
 use crate::exit::{
-    Access, CALL_REGISTERS, Exit, HOST_CALL_REGISTERS, MmioAccess, Resume, StopReason, SysReg,
-    WaitKind,
+    Access, CALL_REGISTERS, Exit, HOST_CALL_REGISTERS, MmioAccess, Resume, Ripas, StopReason,
+    SysReg, WaitKind,
 };
 use crate::host_call;
 use crate::ids::{VcpuId, VcpuSet};
 use crate::layout;
-use crate::manifest::{Placement, VirtioDevice};
+use crate::manifest::{Conversions, Placement, VirtioDevice};
 use crate::psci::PowerState;
 use crate::smccc;
 use crate::traits::{ConsoleSink, Entropy, GuestMemory, Peers, SharedAlias, VirtualIrq};
@@ -30,6 +30,8 @@ pub struct ServicesConfig<'a> {
     /// `Some(ipa_bits)` for a realm: its RMM serves PSCI, and addresses that it names may carry the
     /// shared-alias bit `ipa_bits - 1`.
     pub realm_ipa_bits: Option<u32>,
+    /// For a realm: which conversions of its memory the owner allows.
+    pub conversions: Conversions,
     /// Where the PL011 is, if there is one.
     pub uart: Option<Placement>,
     /// Whether there is flash at [`layout::FLASH`]: erased, so that it reads as ones, and write
@@ -113,6 +115,7 @@ pub struct VmServices {
     console: LineBuffer,
     typed: InputQueue,
     realm_ipa_bits: Option<u32>,
+    conversions: Conversions,
     reported_failure: Option<u64>,
     /// Virtio slot whose turn is next.
     next_slot: usize,
@@ -134,6 +137,7 @@ impl VmServices {
             console: LineBuffer::default(),
             typed: InputQueue::default(),
             realm_ipa_bits: config.realm_ipa_bits,
+            conversions: config.conversions,
             reported_failure: None,
             next_slot: 0,
         }
@@ -174,7 +178,13 @@ impl VmServices {
             Exit::Psci(notice) => self.power_notice(vcpu, *notice),
             Exit::Wait { kind, deadline } => self.wait(vcpu, *kind, *deadline).into(),
             Exit::SysReg { reg, access } => self.system_register(vcpu, *reg, *access),
-            Exit::RipasChange { .. } if self.is_realm() => Resume::RipasAccept.into(),
+            Exit::RipasChange { to, .. } if self.is_realm() => {
+                // Memory of a realm is shared with the host once its private page is given up.
+                match self.conversions.allow(*to == Ripas::Ram) {
+                    true => Resume::RipasAccept.into(),
+                    false => Resume::RipasReject.into(),
+                }
+            }
             Exit::RipasChange { .. } => protocol("RIPAS change of an ordinary guest"),
             Exit::Interrupt => Resume::Continue.into(),
             Exit::Fatal(cause) => Resume::Stop(StopReason::Fatal(*cause)).into(),

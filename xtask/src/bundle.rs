@@ -155,6 +155,9 @@ fn tree(scenario: &Scenario, images: &Images, tree_size: u64, total: u64) -> Vec
     if let Some(test) = scenario.self_test {
         set(root, names::SELF_TEST, test.name());
     }
+    if let Some(pool) = scenario.machine.pool {
+        set(root, names::POOL, pool);
+    }
     let mut vms = DeviceTreeNode::new_unchecked(names::VMS);
     for vm in &scenario.vms {
         let mut node = vm_node(vm);
@@ -205,6 +208,9 @@ fn vm_node(vm: &Vm) -> DeviceTreeNode {
     if vm.kind == Kind::Realm {
         set(&mut node, names::HASH, vm.hash.name());
         set(&mut node, names::IPA_BITS, vm.ipa_bits);
+        set(&mut node, names::POPULATE, vm.populate.name());
+        set(&mut node, names::FAULT, vm.fault.name());
+        set(&mut node, names::CONVERSIONS, vm.conversions.name());
         if let Some(value) = &vm.personalization {
             set(&mut node, names::RPV, *value);
         }

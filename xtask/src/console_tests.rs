@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use super::*;
-use crate::scenario::{Hash, ImageRef, Kind, Machine, Size, Vm};
+use crate::scenario::{Conversions, Fault, Hash, ImageRef, Kind, Machine, Populate, Size, Vm};
 
 fn vm(name: &str, expect: Expect, reason: Option<&str>) -> Vm {
     Vm {
@@ -24,6 +24,9 @@ fn vm(name: &str, expect: Expect, reason: Option<&str>) -> Vm {
         hash: Hash::Sha256,
         ipa_bits: 40,
         personalization: None,
+        populate: Populate::default(),
+        fault: Fault::default(),
+        conversions: Conversions::default(),
         stray_granule_of: None,
     }
 }
@@ -33,7 +36,7 @@ fn scenario() -> Scenario {
         file: PathBuf::new(),
         name: "pair".to_owned(),
         self_test: None,
-        machine: Machine { cpus: 1, memory: Size(3 << 30) },
+        machine: Machine { cpus: 1, memory: Size(3 << 30), pool: None },
         vms: vec![vm("good", Expect::Off, None), vm("bad", Expect::Stopped, Some("granule"))],
         channels: Vec::new(),
     }

@@ -1,45 +1,18 @@
 //! Granules on their way into and out of the realm world.
 
-use arrayvec::ArrayVec;
-use mm::ledger::{Delegated, Frames, Owner, RmmUse, Undelegated, Use};
+use mm::ledger::{Delegated, Frames, OutOfMemory, Owner, RmmUse, Undelegated, Use};
 use mm::{PAGE_SIZE, PhysAddr};
-use spin::mutex::SpinMutex;
 
-use super::{POOL_CAPACITY, Rmm};
+use super::Rmm;
 use crate::command::Command;
-use crate::conduit::Host;
+use crate::conduit::{Host, HostMemoryExt};
 use crate::error::{BadAnswer, Error};
 use crate::status::Status;
-
-/// Single delegated granules kept for the next table or REC, accounted to the hypervisor.
-pub(super) struct Pool {
-    granules: SpinMutex<ArrayVec<Frames<Delegated>, POOL_CAPACITY>>,
-    limit: usize,
-}
-
-impl Pool {
-    pub(super) fn new(limit: usize) -> Self {
-        Self { granules: SpinMutex::new(ArrayVec::new()), limit: limit.min(POOL_CAPACITY) }
-    }
-
-    fn take(&self) -> Option<Frames<Delegated>> {
-        self.granules.lock().pop()
-    }
-
-    /// Keeps a granule, or hands it back when there are enough.
-    fn keep(&self, frames: Frames<Delegated>) -> Option<Frames<Delegated>> {
-        let mut granules = self.granules.lock();
-        if granules.len() >= self.limit {
-            return Some(frames);
-        }
-        granules.try_push(frames).err().map(|error| error.element())
-    }
-}
 
 /// Result of undelegating a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Returned {
-    /// Granules that are free again.
+    /// Granules that came back: free again, or in the pool of delegated granules.
     pub freed: u64,
     /// Granules that the RMM refused to give back.
     pub lost: u64,
@@ -52,7 +25,44 @@ impl core::ops::AddAssign for Returned {
     }
 }
 
+/// How far the delegation of a run got.
+pub(crate) struct Delegation {
+    /// The granules at the start of the run that are delegated.
+    pub(crate) done: Frames<Delegated>,
+    /// The others.
+    pub(crate) rest: Frames<Undelegated>,
+    /// Calls made.
+    pub(crate) calls: u64,
+    /// Why the first granule of `rest` is not delegated, if the RMM refused it.
+    pub(crate) error: Option<Error>,
+}
+
+/// How far the undelegation of a run got.
+pub(crate) struct Undelegation {
+    pub(crate) returned: Returned,
+    /// Granules at the end of the run that are still delegated.
+    pub(crate) rest: Frames<Delegated>,
+    /// Calls made.
+    pub(crate) calls: u64,
+}
+
 impl<H: Host> Rmm<'_, H> {
+    /// Makes an allocation; if there is no memory for it, gives the pool of delegated granules back to the
+    /// ledger and tries again. For whoever shares the ledger with the driver.
+    ///
+    /// # Errors
+    /// There is no memory even so.
+    pub fn with_pool_as_reserve<R>(
+        &self,
+        alloc: impl Fn() -> Result<R, OutOfMemory>,
+    ) -> Result<R, OutOfMemory> {
+        match alloc() {
+            Err(error) if self.drain_pool().freed == 0 => Err(error),
+            Err(_) => alloc(),
+            done => done,
+        }
+    }
+
     /// Allocates memory; gives the pool back to the ledger and tries again if there is none.
     pub(crate) fn alloc(
         &self,
@@ -60,16 +70,11 @@ impl<H: Host> Rmm<'_, H> {
         used_for: Use,
         owner: Owner,
     ) -> Result<Frames<Undelegated>, Error> {
-        match self.ledger.alloc(order, used_for, owner) {
-            Ok(frames) => Ok(frames),
-            Err(error) if self.drain_pool().freed == 0 => Err(error.into()),
-            Err(_) => Ok(self.ledger.alloc(order, used_for, owner)?),
-        }
+        Ok(self.with_pool_as_reserve(|| self.ledger.alloc(order, used_for, owner))?)
     }
 
     /// Allocates one page in the normal world, shared with the RMM and zeroed.
     pub(crate) fn alloc_interface(&self, owner: Owner) -> Result<Frames<Undelegated>, Error> {
-        use crate::conduit::HostMemoryExt;
         let frames = self.alloc(0, Use::Interface, owner)?;
         match self.host.zero_page(frames.base()) {
             Ok(()) => Ok(frames),
@@ -80,16 +85,21 @@ impl<H: Host> Rmm<'_, H> {
         }
     }
 
-    /// Allocates and delegates `2^order` granules.
+    /// A granule of the pool.
+    pub(crate) fn take_pooled(&self, owner: Owner) -> Option<Frames<Delegated>> {
+        self.pool.take().map(|frames| self.ledger.reassign(frames, owner))
+    }
+
+    /// Allocates and delegates `2^order` granules; a single one comes from the pool if it has one.
     pub(crate) fn alloc_delegated(
         &self,
         order: u8,
         owner: Owner,
     ) -> Result<Frames<Delegated>, Error> {
         if order == 0
-            && let Some(frames) = self.pool.take()
+            && let Some(frames) = self.take_pooled(owner)
         {
-            return Ok(self.ledger.reassign(frames, owner));
+            return Ok(frames);
         }
         self.delegate(self.alloc(order, Use::Realm, owner)?)
     }
@@ -97,117 +107,123 @@ impl<H: Host> Rmm<'_, H> {
     /// Delegates all granules of a run, or none: after a refusal those already delegated are
     /// undelegated and the whole run is freed.
     pub(crate) fn delegate(&self, frames: Frames<Undelegated>) -> Result<Frames<Delegated>, Error> {
-        let (done, outcome) = if self.is_v2() {
-            self.delegate_range(frames.base(), frames.count())
-        } else {
-            self.delegate_each(frames.base(), frames.count())
-        };
-        match outcome {
-            Ok(()) => Ok(self.ledger.delegated(frames)),
-            Err(error) => {
-                let (delegated, rest) = frames.split_at(done);
-                if !delegated.is_empty() {
-                    self.undelegate(self.ledger.delegated(delegated));
-                }
+        let Delegation { done, rest, error, .. } = self.delegate_some(frames, u64::MAX);
+        match error {
+            None => Ok(done),
+            Some(error) => {
+                self.undelegate(done);
                 self.ledger.free(rest);
                 Err(error)
             }
         }
     }
 
-    /// Delegates granule by granule (GRANULE_DELEGATE, 1.0). Returns how many it did.
-    fn delegate_each(&self, base: PhysAddr, count: u64) -> (u64, Result<(), Error>) {
-        for done in 0..count {
-            let addr = base.get() + done * PAGE_SIZE;
-            if let Err(error) = self.demand(Command::GranuleDelegate, [addr]) {
-                return (done, Err(error));
+    /// Delegates granules of a run in order, until all are or the RMM refuses one or `max_calls` calls have been
+    /// made.
+    pub(crate) fn delegate_some(&self, frames: Frames<Undelegated>, max_calls: u64) -> Delegation {
+        let (base, count) = (frames.base(), frames.count());
+        let (mut granules, mut calls, mut error) = (0, 0, None);
+        while granules < count && calls < max_calls {
+            calls += 1;
+            let at = base.get() + granules * PAGE_SIZE;
+            match self.delegate_next(at, base.get() + count * PAGE_SIZE) {
+                Ok(done) => granules += done,
+                Err(refused) => {
+                    error = Some(refused);
+                    break;
+                }
             }
         }
-        (count, Ok(()))
+        let (done, rest) = frames.split_at(granules);
+        Delegation { done: self.ledger.delegated(done), rest, calls, error }
     }
 
-    /// Delegates by ranges (GRANULE_RANGE_DELEGATE, 2.0). Returns how many granules it did.
-    fn delegate_range(&self, base: PhysAddr, count: u64) -> (u64, Result<(), Error>) {
-        let top = base.get() + count * PAGE_SIZE;
-        let mut at = base.get();
-        while at < top {
-            let command = Command::GranuleRangeDelegate;
-            let outcome = self.demand(command, [at, top]).and_then(|reply| {
-                let next = reply.x[1];
-                if next <= at || next > top || !next.is_multiple_of(PAGE_SIZE) {
-                    return Err(Error::progress(command, at, next));
-                }
-                Ok(next)
-            });
-            match outcome {
-                Ok(next) => at = next,
-                Err(error) => return ((at - base.get()) / PAGE_SIZE, Err(error)),
-            }
+    /// Delegates the first granules of `at..top` with one call: GRANULE_DELEGATE, or GRANULE_RANGE_DELEGATE in 2.0.
+    fn delegate_next(&self, at: u64, top: u64) -> Result<u64, Error> {
+        if !self.is_v2() {
+            return self.demand(Command::GranuleDelegate, [at]).map(|_| 1);
         }
-        (count, Ok(()))
+        let command = Command::GranuleRangeDelegate;
+        let next = self.demand(command, [at, top])?.x[1];
+        if next <= at || next > top || !next.is_multiple_of(PAGE_SIZE) {
+            return Err(Error::progress(command, at, next));
+        }
+        let granules = (next - at) / PAGE_SIZE;
+        if granules > 1 {
+            self.note_whole_ranges();
+        }
+        Ok(granules)
     }
 
     /// Gives a delegated run back to the ledger: undelegated and free, or lost where the RMM refuses.
     pub(crate) fn undelegate(&self, frames: Frames<Delegated>) -> Returned {
+        self.undelegate_some(frames, u64::MAX).returned
+    }
+
+    /// Gives granules of a delegated run back to the ledger in order, until all are back or `max_calls` calls have
+    /// been made.
+    pub(crate) fn undelegate_some(
+        &self,
+        frames: Frames<Delegated>,
+        max_calls: u64,
+    ) -> Undelegation {
         let mut returned = Returned::default();
+        let mut calls = 0;
         let mut rest = frames;
-        while !rest.is_empty() {
-            let done = if self.is_v2() {
-                self.undelegate_range(rest.base(), rest.count())
-            } else {
-                self.undelegate_each(rest.base(), rest.count())
-            };
-            let (undelegated, remainder) = rest.split_at(done);
+        while !rest.is_empty() && calls < max_calls {
+            let (base, count) = (rest.base(), rest.count());
+            let (mut granules, mut refused) = (0, false);
+            while granules < count && !refused && calls < max_calls {
+                calls += 1;
+                let at = base.get() + granules * PAGE_SIZE;
+                match self.undelegate_next(at, base.get() + count * PAGE_SIZE) {
+                    Some(done) => granules += done,
+                    None => refused = true,
+                }
+            }
+            let (undelegated, remainder) = rest.split_at(granules);
             returned.freed += undelegated.count();
-            if !undelegated.is_empty() {
-                self.ledger.free(self.ledger.undelegated(undelegated));
+            self.ledger.free(self.ledger.undelegated(undelegated));
+            let (lost, remainder) = remainder.split_at(u64::from(refused));
+            if refused {
+                log::error!("granule {} is lost: the RMM does not undelegate it", lost.base());
             }
-            let (refused, remainder) = remainder.split_at(1);
-            if !refused.is_empty() {
-                log::error!("granule {} is lost: the RMM does not undelegate it", refused.base());
-                returned.lost += 1;
-                self.ledger.lose(refused);
-            }
+            returned.lost += lost.count();
+            self.ledger.lose(lost);
             rest = remainder;
         }
-        returned
+        Undelegation { returned, rest, calls }
     }
 
-    /// Undelegates granule by granule (GRANULE_UNDELEGATE, 1.0) until one is refused.
-    fn undelegate_each(&self, base: PhysAddr, count: u64) -> u64 {
-        for done in 0..count {
-            let addr = base.get() + done * PAGE_SIZE;
-            if self.demand(Command::GranuleUndelegate, [addr]).is_err() {
-                return done;
-            }
+    /// Undelegates the first granules of `at..top` with one call: GRANULE_UNDELEGATE, or GRANULE_RANGE_UNDELEGATE
+    /// in 2.0. `None`: the first one is refused.
+    fn undelegate_next(&self, at: u64, top: u64) -> Option<u64> {
+        if !self.is_v2() {
+            return self.demand(Command::GranuleUndelegate, [at]).ok().map(|_| 1);
         }
-        count
+        let reply = self.call(Command::GranuleRangeUndelegate, [at, top]);
+        let next = reply.x[1];
+        let sensible = next > at && next <= top && next.is_multiple_of(PAGE_SIZE);
+        (reply.status == Status::Success && sensible).then(|| (next - at) / PAGE_SIZE)
     }
 
-    /// Undelegates by ranges (GRANULE_RANGE_UNDELEGATE, 2.0) until a granule is refused.
-    fn undelegate_range(&self, base: PhysAddr, count: u64) -> u64 {
-        let top = base.get() + count * PAGE_SIZE;
-        let mut at = base.get();
-        while at < top {
-            let reply = self.call(Command::GranuleRangeUndelegate, [at, top]);
-            let next = reply.x[1];
-            let sensible = next > at && next <= top && next.is_multiple_of(PAGE_SIZE);
-            if reply.status != Status::Success || !sensible {
-                break;
-            }
-            at = next;
-        }
-        (at - base.get()) / PAGE_SIZE
-    }
-
-    /// Gives one granule to the pool, or back to the ledger when the pool is full.
+    /// Gives one granule to the pool, or a run or what the pool does not want back to the ledger.
     pub(crate) fn retire(&self, frames: Frames<Delegated>) -> Returned {
-        if frames.count() != 1 || self.pool.limit == 0 {
-            return self.undelegate(frames);
+        match self.keep_pooled(frames) {
+            Ok(()) => Returned { freed: 1, lost: 0 },
+            Err(frames) => self.undelegate(frames),
         }
+    }
+
+    /// Gives one granule to the pool; a run, or a granule that the pool does not want, comes back.
+    pub(crate) fn keep_pooled(&self, frames: Frames<Delegated>) -> Result<(), Frames<Delegated>> {
+        if frames.count() != 1 || !self.pool.has_room() {
+            return Err(frames);
+        }
+        let owner = frames.owner();
         match self.pool.keep(self.ledger.reassign(frames, Owner::HYPERVISOR)) {
-            None => Returned { freed: 1, lost: 0 },
-            Some(frames) => self.undelegate(frames),
+            None => Ok(()),
+            Some(frames) => Err(self.ledger.reassign(frames, owner)),
         }
     }
 
@@ -223,6 +239,25 @@ impl<H: Host> Rmm<'_, H> {
         self.ledger
             .take_back(PhysAddr::new(base), count, used_for, owner)
             .map_err(|error| Error::Misbehaved { command, answer: BadAnswer::NotOurs(error) })
+    }
+
+    /// Changes how many delegated granules are kept for the next table, REC or page: at most
+    /// [`super::POOL_CAPACITY`]. Granules beyond the new limit go back to the ledger.
+    pub fn set_pool_limit(&self, limit: usize) -> Returned {
+        self.pool.set_limit(limit);
+        let mut returned = Returned::default();
+        while self.pool.len() > limit
+            && let Some(frames) = self.pool.take()
+        {
+            returned += self.undelegate(frames);
+        }
+        returned
+    }
+
+    /// Number of delegated granules that are kept at the moment.
+    #[must_use]
+    pub fn pooled(&self) -> usize {
+        self.pool.len()
     }
 
     /// Gives all granules of the pool back to the ledger: under memory pressure, and before a census that

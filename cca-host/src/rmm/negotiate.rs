@@ -1,10 +1,11 @@
 //! Finding out which RMM is there (RMI_VERSION, RMI_FEATURES) and agreeing with it.
 
 use core::fmt;
+use core::sync::atomic::AtomicBool;
 
 use mm::ledger::Ledger;
 
-use super::granules::Pool;
+use super::pool::Pool;
 use super::{CallCounts, Config, Reply, Rmm};
 use crate::command::Command;
 use crate::conduit::{Conduit, Host};
@@ -128,7 +129,9 @@ impl<'l, H: Host> Rmm<'l, H> {
             granule_shift: GRANULE_SHIFT,
         };
         let pool = Pool::new(config.pool_limit);
-        let mut rmm = Self { host, ledger, capabilities, counts: CallCounts::new(), pool };
+        let counts = CallCounts::new();
+        let whole_ranges = AtomicBool::new(false);
+        let mut rmm = Self { host, ledger, capabilities, counts, pool, whole_ranges };
         if !is_v1 {
             rmm.activate_v2().map_err(NegotiationError::Setup)?;
             rmm.capabilities.abi = Abi::V2(rmm.probe_dialect());

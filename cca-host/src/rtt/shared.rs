@@ -61,7 +61,7 @@ impl<H: Host> Tables<'_, '_, H> {
     /// Returns the number of entries written. Entries are as large as alignment allows and existing tables
     /// permit. After an error the part before it stays mapped.
     pub(crate) fn map_shared(
-        &self,
+        &mut self,
         ipa: Ipa,
         pa: PhysAddr,
         bytes: u64,
@@ -108,7 +108,7 @@ impl<H: Host> Tables<'_, '_, H> {
     /// split first.
     ///
     /// Returns the number of entries removed.
-    pub(crate) fn unmap_shared(&self, base: Ipa, top: Ipa) -> Result<u64, Error> {
+    pub(crate) fn unmap_shared(&mut self, base: Ipa, top: Ipa) -> Result<u64, Error> {
         if self.uses_ranges_for_shared() {
             return self.unmap_shared_v2(base, top);
         }
@@ -121,7 +121,7 @@ impl<H: Host> Tables<'_, '_, H> {
         while at < top.get() {
             let level = self.geometry.largest_level(at, top.get(), floor);
             let args = [self.rd.get(), at, level_arg(level)];
-            let reply = self.rmm.operate(command, args, self.owner)?;
+            let reply = self.operate(command, args)?;
             let next = reply.x[1];
             let skips = next > at && next & (self.geometry.granule() - 1) == 0;
             match reply.status {

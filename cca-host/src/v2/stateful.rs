@@ -1,6 +1,7 @@
 //! Stateful RMI operations: calls that go on over several calls and may ask the host for memory or give
 //! some back.
 
+use arrayvec::ArrayVec;
 use mm::PhysAddr;
 use mm::ledger::{Delegated, Frames, Owner, RmmUse, Undelegated, Use};
 
@@ -40,10 +41,13 @@ impl DonateRequest {
     }
 }
 
-/// A donation ready to be handed over: contiguous memory in either state.
+/// Most runs of a donation. What is missing then is asked for again.
+const MAX_RUNS: usize = 16;
+
+/// A donation ready to be handed over: runs of memory in either state.
 enum Donation {
-    Delegated(Frames<Delegated>),
-    Undelegated(Frames<Undelegated>),
+    Delegated(ArrayVec<Frames<Delegated>, MAX_RUNS>),
+    Undelegated(ArrayVec<Frames<Undelegated>, MAX_RUNS>),
 }
 
 /// A stateful operation under way.
@@ -119,23 +123,49 @@ impl<H: Host> Operation<'_, '_, H> {
         }
     }
 
-    /// Gets memory for a request, all of it or a part that is contiguous.
+    /// Gets memory for a request, all of it or a part. Single granules come from the pool as far as it goes.
     fn prepare(&self, wanted: DonateRequest) -> Result<Donation, Error> {
-        let blocks = wanted.blocks.min(MAX_BLOCKS);
+        let mut blocks = wanted.blocks.min(MAX_BLOCKS);
         if blocks == 0 {
             let answer = BadAnswer::Amount(0);
             return Err(Error::Misbehaved { command: self.command, answer });
         }
+        if wanted.undelegated {
+            let frames = self.allocate(wanted, blocks)?;
+            return Ok(Donation::Undelegated([frames].into_iter().collect()));
+        }
+        let mut runs = ArrayVec::new();
+        let pooled = wanted.size == 0 && (!wanted.contiguous || blocks == 1);
+        // One place is left for a run that is not from the pool.
+        while pooled
+            && blocks > 0
+            && runs.len() < MAX_RUNS - usize::from(blocks > 1)
+            && let Some(granule) = self.rmm.take_pooled(self.owner)
+        {
+            runs.push(granule);
+            blocks -= 1;
+        }
+        if blocks > 0 {
+            let rest = self.allocate(wanted, blocks).and_then(|frames| self.rmm.delegate(frames));
+            match rest {
+                Ok(frames) => runs.push(frames),
+                // The part that there is may be all that is missing at the next request.
+                Err(_) if !runs.is_empty() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Donation::Delegated(runs))
+    }
+
+    /// Takes contiguous memory of `blocks` blocks from the ledger, or of fewer where the request allows that.
+    fn allocate(&self, wanted: DonateRequest, blocks: u64) -> Result<Frames<Undelegated>, Error> {
         let mut order = wanted.block_order() + blocks.next_power_of_two().trailing_zeros() as u8;
         loop {
             match self.rmm.alloc(order, Use::Realm, self.owner) {
                 Ok(frames) => {
                     let (frames, rest) = frames.split_at(blocks << wanted.block_order());
                     self.rmm.ledger.free(rest);
-                    if wanted.undelegated {
-                        return Ok(Donation::Undelegated(frames));
-                    }
-                    return self.rmm.delegate(frames).map(Donation::Delegated);
+                    return Ok(frames);
                 }
                 Err(error) if wanted.contiguous || order <= wanted.block_order() => {
                     return Err(error);
@@ -147,44 +177,67 @@ impl<H: Host> Operation<'_, '_, H> {
 
     /// Gives memory to the operation. What it does not take goes back.
     fn donate(&mut self, wanted: DonateRequest, donation: Donation) -> Result<Reply, Error> {
-        let (base, count) = match &donation {
-            Donation::Delegated(frames) => (frames.base(), frames.count()),
-            Donation::Undelegated(frames) => (frames.base(), frames.count()),
-        };
-        let range = AddrRange {
+        let range = |base: PhysAddr, granules: u64| AddrRange {
             base: base.get(),
             size: wanted.size,
-            blocks: count >> wanted.block_order(),
+            blocks: granules >> wanted.block_order(),
             undelegated: wanted.undelegated,
         };
-        let stored = self.rmm.host.store(self.list, 0, &range.encode());
+        let ranges: ArrayVec<AddrRange, MAX_RUNS> = match &donation {
+            Donation::Delegated(runs) => {
+                runs.iter().map(|frames| range(frames.base(), frames.count())).collect()
+            }
+            Donation::Undelegated(runs) => {
+                runs.iter().map(|frames| range(frames.base(), frames.count())).collect()
+            }
+        };
+        let stored = ranges.iter().enumerate().try_for_each(|(entry, range)| {
+            self.rmm.host.store(self.list, entry * DESCRIPTOR_BYTES as usize, &range.encode())
+        });
+        let entries = ranges.len() as u64;
         let reply = match stored {
-            Ok(()) => self.insist(Command::OpMemDonate, [self.handle, self.list.get(), 1, 0]),
+            Ok(()) => self.insist(Command::OpMemDonate, [self.handle, self.list.get(), entries, 0]),
             Err(_) => Reply::failed(),
         };
-        // An answer that ends the operation has the outputs of the original command instead.
+        let count: u64 = ranges.iter().map(AddrRange::granules).sum();
         let taken = match reply.status {
+            // It does not want this memory and gives back what it got before: x1 counts that.
+            Status::Incomplete { request: MemoryRequest::Reclaim, .. } => 0,
             Status::Incomplete { .. } => reply.x[1].min(count),
+            // An answer that ends the operation has the outputs of the original command instead.
             Status::Success => count,
             _ => 0,
         };
         if taken > 0 {
             self.idle = 0;
         }
-        match donation {
-            Donation::Delegated(frames) => {
-                let (taken, rest) = frames.split_at(taken);
-                self.rmm.ledger.hand_over(taken, RmmUse::Aux);
-                self.rmm.undelegate(rest);
-            }
-            Donation::Undelegated(frames) => {
-                let (taken, rest) = frames.split_at(taken);
-                self.rmm.ledger.hand_over(self.rmm.ledger.delegated(taken), RmmUse::Aux);
-                self.rmm.ledger.free(rest);
-            }
-        }
+        self.settle(donation, taken);
         stored?;
         Ok(reply)
+    }
+
+    /// Records that the first `taken` granules of a donation are the operation's; the others go back.
+    fn settle(&self, donation: Donation, taken: u64) {
+        let ledger = self.rmm.ledger;
+        let mut left = taken;
+        match donation {
+            Donation::Delegated(runs) => {
+                for frames in runs {
+                    let (taken, rest) = frames.split_at(left);
+                    left -= taken.count();
+                    ledger.hand_over(taken, RmmUse::Aux);
+                    self.rmm.retire(rest);
+                }
+            }
+            Donation::Undelegated(runs) => {
+                for frames in runs {
+                    let (taken, rest) = frames.split_at(left);
+                    left -= taken.count();
+                    ledger.hand_over(ledger.delegated(taken), RmmUse::Aux);
+                    ledger.free(rest);
+                }
+            }
+        }
     }
 
     /// Makes a call that moves memory; once more if it is refused. A refusal leaves the operation as it was,

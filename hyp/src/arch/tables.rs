@@ -32,7 +32,8 @@ fn descriptor(entry: PhysAddr) -> &'static AtomicU64 {
 impl TableMemory for TablePages {
     fn alloc(&mut self, order: u32) -> Result<PhysAddr, OutOfTables> {
         let order = u8::try_from(order).map_err(|_| OutOfTables)?;
-        let mut frames = ledger().alloc(order, Use::Stage2, self.owner).map_err(|_| OutOfTables)?;
+        let mut frames =
+            crate::memory::alloc(order, Use::Stage2, self.owner).map_err(|_| OutOfTables)?;
         super::bulk::zero(super::phys::bytes_mut(&mut frames));
         // Freed again by address: the ledger keeps use and owner.
         Ok(frames.base())

@@ -2,22 +2,24 @@
 
 use super::memory::VmMemory;
 use super::normal::NormalVcpu;
-use super::realm::RealmSpace;
+use super::realm::{Construction, Image};
 use super::rec::RecVcpu;
 use super::vcpu::{self, Kind, Vcpu};
 use super::{BUNDLE, Reason, Space, VMS, Vm, channel, lifecycle};
+use crate::arch::smc::Smc;
 use crate::arch::sysreg::{read_sysreg, write_sysreg};
 use crate::arch::{cpu, timer, tlb, vgic_hw};
 use crate::irq;
 use crate::run::{self, SCHEDULER};
 use crate::sync::Lock;
 use arrayvec::ArrayVec;
+use cca_host::Rec;
 use core::sync::atomic::Ordering;
 use mm::stage2::{Geometry, PaRange, VmidBits};
 use sched::{Budget, CoreSet, Params};
 use spin::Once;
-use vmm_services::loader::{self, FDT_MAX, LoadPlan, Source};
-use vmm_services::manifest::{Bundle, VmSpec};
+use vmm_services::loader::{self, FDT_MAX, Source};
+use vmm_services::manifest::{Bundle, Conversions, VmSpec};
 use vmm_services::vgic::{HardwarePpi, VgicConfig};
 use vmm_services::vm::{Endpoints, ServicesConfig};
 use vmm_services::{MAX_VCPUS, VcpuId, VmServices, layout};
@@ -77,6 +79,9 @@ pub fn start_all(bundle: Bundle<'static>) {
     let bundle = BUNDLE.call_once(|| bundle);
     super::summary::begin();
     lifecycle::expect(bundle.vms.len());
+    if let Some(pool) = bundle.pool {
+        super::realm::limit_pool(pool);
+    }
     for (vm, spec) in VMS.iter().zip(&bundle.vms) {
         vm.spec.call_once(|| spec.clone());
     }
@@ -95,32 +100,94 @@ pub fn start_all(bundle: Bundle<'static>) {
     }
 }
 
-/// Builds `vm`: memory, devices, vCPUs.
+/// Builds `vm` in one go, before there is anything else to do.
 ///
 /// # Errors
 ///
 /// Why it is refused. Nothing is held then.
-pub fn build(vm: &'static Vm) -> Result<(), Reason> {
+fn build(vm: &'static Vm) -> Result<(), Reason> {
+    let mut built = begin(vm);
+    while let Ok(false) = built {
+        built = advance(vm);
+    }
+    if built.is_err() {
+        lifecycle::take_apart(vm);
+        while !lifecycle::demolish(vm) {}
+    }
+    built.map(|_| ())
+}
+
+/// Begins to build `vm`; `true` if that was all there is to do.
+///
+/// # Errors
+///
+/// Why it is refused. What there is has to be taken apart.
+pub fn begin(vm: &'static Vm) -> Result<bool, Reason> {
+    with_image(vm, |image| {
+        if image.spec.realm().is_none() {
+            build_normal(vm, image)?;
+            channel::join(vm)?;
+            finish(vm);
+            return Ok(true);
+        }
+        let construction = Construction::begin(super::realm::rmm()?, vm, image)?;
+        *vm.space.lock() = Space::Construction(construction);
+        Ok(false)
+    })
+}
+
+/// Goes on building a realm, for a bounded number of RMI calls; `true` when it is built.
+///
+/// # Errors
+///
+/// As for [`begin`].
+pub fn advance(vm: &'static Vm) -> Result<bool, Reason> {
+    with_image(vm, |image| {
+        let mut space = vm.space.lock();
+        let Space::Construction(construction) = &mut *space else { return Ok(true) };
+        if !construction.step(vm, image)? {
+            return Ok(false);
+        }
+        let Space::Construction(construction) = core::mem::replace(&mut *space, Space::None) else {
+            return Ok(true);
+        };
+        let (realm, recs) = match construction.finish(vm) {
+            Ok(built) => built,
+            Err((reason, demolition)) => {
+                *space = Space::Demolition(demolition);
+                return Err(reason);
+            }
+        };
+        *space = Space::Realm(realm);
+        drop(space);
+        equip_realm(vm, image.spec, recs)?;
+        channel::join(vm)?;
+        finish(vm);
+        Ok(true)
+    })
+}
+
+/// Notes that all parts of `vm` are there.
+fn finish(vm: &Vm) {
+    let granules = crate::memory::ledger().census_of(vm.owner()).total();
+    vm.stats.note_granules(granules);
+    vm.rounds.fetch_add(1, Ordering::Relaxed);
+    log::info!("vm {}: built, {granules} granules", vm.name());
+}
+
+/// Does something with what `vm` is made from. That is worked out anew each time: it takes little
+/// beside what is done with it, and the device trees of all VMs share one buffer.
+fn with_image<R>(
+    vm: &'static Vm,
+    work: impl FnOnce(&Image<'_>) -> Result<R, Reason>,
+) -> Result<R, Reason> {
     let (Some(spec), Some(bundle)) = (vm.spec(), super::bundle()) else {
         return Err(Reason::new(format_args!("not in the bundle")));
     };
     let mut fdt = FDT.lock();
     let plan = loader::plan(spec, bundle, &mut fdt.0)
         .map_err(|error| Reason::new(format_args!("{error}")))?;
-    let result = match spec.realm() {
-        None => build_normal(vm, spec, bundle, &plan, &fdt),
-        Some(_) => build_realm(vm, spec, bundle, &plan, &fdt),
-    };
-    if let Err(reason) = result.and_then(|()| channel::join(vm)) {
-        drop(fdt);
-        lifecycle::take_apart(vm);
-        return Err(reason);
-    }
-    let granules = crate::memory::ledger().census_of(vm.owner()).total();
-    vm.stats.note_granules(granules);
-    vm.rounds.fetch_add(1, Ordering::Relaxed);
-    log::info!("vm {}: built, {granules} granules", vm.name());
-    Ok(())
+    work(&Image { spec, bundle, plan: &plan, fdt: &fdt })
 }
 
 /// Lets a VM that is built run.
@@ -133,13 +200,8 @@ pub fn start(vm: &'static Vm) {
     run::kick(kicks);
 }
 
-fn build_normal(
-    vm: &'static Vm,
-    spec: &VmSpec<'static>,
-    bundle: &Bundle<'static>,
-    plan: &LoadPlan,
-    fdt: &FdtBuffer,
-) -> Result<(), Reason> {
+fn build_normal(vm: &'static Vm, image: &Image<'_>) -> Result<(), Reason> {
+    let Image { spec, bundle, plan, fdt } = *image;
     let (geometry, _) =
         STAGE2.get().ok_or_else(|| Reason::new(format_args!("stage-2 is not set up")))?;
     let mut memory = VmMemory::new(vm.owner(), spec.memory, *geometry, &vm.vmid)
@@ -160,6 +222,7 @@ fn build_normal(
             hardware_ppis: timer_interrupts(),
         },
         realm_ipa_bits: None,
+        conversions: Conversions::Any,
         uart: spec.devices.uart,
         flash: spec.devices.flash,
         virtio: &spec.devices.virtio,
@@ -184,18 +247,14 @@ fn timer_interrupts() -> [Option<HardwarePpi>; 2] {
     ]
 }
 
-fn build_realm(
+/// Gives a realm devices and makes its RECs known to the scheduler.
+fn equip_realm(
     vm: &'static Vm,
-    spec: &VmSpec<'static>,
-    bundle: &Bundle<'static>,
-    plan: &LoadPlan,
-    fdt: &FdtBuffer,
+    spec: &VmSpec<'_>,
+    recs: ArrayVec<Rec<'static, Smc>, MAX_VCPUS>,
 ) -> Result<(), Reason> {
     let rmm = super::realm::rmm()?;
-    let built = RealmSpace::build(rmm, vm, spec, bundle, plan, fdt)?;
-    let (space, recs): (RealmSpace, ArrayVec<_, MAX_VCPUS>) = built;
     let ipa_bits = spec.realm().map(|realm| realm.ipa_bits);
-    *vm.space.lock() = Space::Realm(space);
     *vm.services.lock() = Some(VmServices::new(&ServicesConfig {
         vgic: VgicConfig {
             vcpus: spec.vcpus,
@@ -203,6 +262,7 @@ fn build_realm(
             hardware_ppis: [None; 2],
         },
         realm_ipa_bits: ipa_bits,
+        conversions: spec.realm().map(|realm| realm.conversions).unwrap_or_default(),
         uart: spec.devices.uart,
         flash: spec.devices.flash,
         virtio: &spec.devices.virtio,

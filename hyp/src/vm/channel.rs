@@ -87,7 +87,7 @@ pub fn join(vm: &'static Vm) -> Result<(), Reason> {
                 .map_channel(&vm.vmid, ipa, pa, bytes)
                 .map_err(|error| Reason::new(format_args!("channel: {error}")))?,
             Space::Realm(realm) => realm.map_channel(vm, ipa, pa, bytes)?,
-            Space::None => return Err(Reason::new(format_args!("channel: it has no memory"))),
+            _ => return Err(Reason::new(format_args!("channel: it has no memory"))),
         }
         if channel.lock().link.join(endpoint.end) {
             tell_peer(vm, &endpoint);

@@ -53,39 +53,100 @@ pub fn refuse(vm: &'static Vm, reason: Reason) {
     retire();
 }
 
-/// Takes apart VMs whose vCPUs have all left the cores. Every core calls this between vCPUs.
-pub fn work() {
+/// Time after which a core that runs a vCPU comes back to go on with [`work`].
+pub const WORK_PERIOD_NS: u64 = 1_000_000;
+
+/// Takes apart VMs whose vCPUs have all left the cores, and builds those anew that are to repeat, one
+/// step at a time. Every core calls this between vCPUs. Returns whether there is more to do.
+pub fn work() -> bool {
+    let mut more = false;
     for vm in super::all() {
-        // The lock is taken only for a VM that is stopping.
-        if vm.phase() == Phase::Stopping && vm.life.claim(&SCHEDULER.lock()) {
-            reap(vm);
+        let phase = vm.phase();
+        if !matches!(phase, Phase::Stopping | Phase::Reaping) {
+            continue;
+        }
+        let Some(_guard) = vm.work.try_lock() else {
+            more = true;
+            continue;
+        };
+        match vm.phase() {
+            Phase::Stopping if vm.life.claim(&SCHEDULER.lock()) => take_apart(vm),
+            Phase::Reaping => step(vm),
+            // It is not ours: a vCPU is still in a guest, and its core comes here when it has left.
+            _ => continue,
+        }
+        return true;
+    }
+    more
+}
+
+/// One step of taking `vm` apart or of building it again.
+fn step(vm: &'static Vm) {
+    let building = matches!(*vm.space.lock(), Space::Construction(_));
+    let built = match building {
+        true => build::advance(vm),
+        false if !demolish(vm) => return,
+        false => {
+            let left = crate::memory::ledger().census_of(vm.owner());
+            if !left.is_empty() {
+                log::error!("vm {}: granules still accounted to it: {left}", vm.name());
+            }
+            if !is_to_repeat(vm) {
+                end(vm);
+                return;
+            }
+            *vm.end.lock() = None;
+            build::begin(vm)
+        }
+    };
+    match built {
+        Ok(true) => build::start(vm),
+        Ok(false) => {}
+        Err(reason) => {
+            *vm.end.lock() = Some(End::Refused(reason));
+            take_apart(vm);
         }
     }
 }
 
-/// Takes `vm` apart, checks that its granules are back, and builds it again if it is to repeat.
-fn reap(vm: &'static Vm) {
-    take_apart(vm);
-    let left = crate::memory::ledger().census_of(vm.owner());
-    if !left.is_empty() {
-        log::error!("vm {}: granules still accounted to it: {left}", vm.name());
-    }
-    let again = matches!(*vm.end.lock(), Some(End::Off))
-        && vm.rounds.load(Ordering::Relaxed) < vm.spec().map_or(1, |spec| spec.repeat);
-    if !again {
-        log::info!("vm {}: destroyed", vm.name());
-        vm.life.end();
-        retire();
-        return;
-    }
-    *vm.end.lock() = None;
-    match build::build(vm) {
-        Ok(()) => build::start(vm),
-        Err(reason) => refuse(vm, reason),
+fn is_to_repeat(vm: &Vm) -> bool {
+    matches!(*vm.end.lock(), Some(End::Off))
+        && vm.rounds.load(Ordering::Relaxed) < vm.spec().map_or(1, |spec| spec.repeat)
+}
+
+/// Ends `vm`, of which nothing is left.
+fn end(vm: &'static Vm) {
+    let refused = match &*vm.end.lock() {
+        Some(End::Refused(reason)) => Some(reason.clone()),
+        _ => None,
+    };
+    match refused {
+        Some(reason) => refuse(vm, reason),
+        None => {
+            log::info!("vm {}: destroyed", vm.name());
+            vm.life.end();
+            retire();
+        }
     }
 }
 
-/// Gives everything back that `vm` holds: RECs, memory, devices. Also used for half-built VMs.
+/// Goes on destroying the realm of `vm`, for a bounded number of RMI calls; `true` when that is done or
+/// there is none. The memory of its channels is let go then.
+pub fn demolish(vm: &'static Vm) -> bool {
+    let mut space = vm.space.lock();
+    if let Space::Demolition(demolition) = &mut *space
+        && !demolition.step(vm)
+    {
+        return false;
+    }
+    *space = Space::None;
+    drop(space);
+    channel::leave(vm);
+    true
+}
+
+/// Takes everything away that `vm` holds: vCPUs, memory, devices. Also used for half-built VMs. A realm
+/// is left to be demolished ([`demolish`]).
 pub fn take_apart(vm: &'static Vm) {
     if let Some(mut services) = vm.services.lock().take() {
         services.flush_console(&mut VmConsole(vm));
@@ -98,13 +159,17 @@ pub fn take_apart(vm: &'static Vm) {
         }
         vm.life.dismiss(&mut SCHEDULER.lock(), vcpu.index());
     }
-    let space = core::mem::replace(&mut *vm.space.lock(), Space::None);
-    match space {
-        Space::None => {}
-        Space::Normal(memory) => memory.release(&vm.vmid),
-        Space::Realm(realm) => realm.destroy(vm, recs),
-    }
-    channel::leave(vm);
+    let mut space = vm.space.lock();
+    *space = match core::mem::replace(&mut *space, Space::None) {
+        Space::None => Space::None,
+        Space::Normal(memory) => {
+            memory.release(&vm.vmid);
+            Space::None
+        }
+        Space::Realm(realm) => Space::Demolition(realm.demolish(recs)),
+        Space::Construction(construction) => Space::Demolition(construction.demolish()),
+        demolition @ Space::Demolition(_) => demolition,
+    };
 }
 
 /// One VM less to wait for; the last one ends the machine.

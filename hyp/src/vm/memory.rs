@@ -53,12 +53,29 @@ pub struct VmMemory {
 }
 
 impl VmMemory {
-    /// Takes `bytes` of zeroed RAM for the VM and maps it at the start of guest RAM.
+    /// Takes `bytes` of zeroed RAM for the VM and maps it at the start of guest RAM. If there is not
+    /// enough, the granules that are kept delegated for the next realm are given back first.
     ///
     /// # Errors
     ///
     /// See [`MemoryError`]; everything taken so far has been given back.
     pub fn new(
+        owner: Owner,
+        bytes: u64,
+        geometry: Geometry,
+        slot: &VmidSlot,
+    ) -> Result<Self, MemoryError> {
+        match Self::try_new(owner, bytes, geometry, slot) {
+            Err(MemoryError::OutOfMemory(_) | MemoryError::Fragmented)
+                if super::realm::drain_pool() > 0 =>
+            {
+                Self::try_new(owner, bytes, geometry, slot)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn try_new(
         owner: Owner,
         bytes: u64,
         geometry: Geometry,

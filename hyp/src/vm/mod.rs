@@ -112,6 +112,10 @@ pub enum Space {
     Normal(memory::VmMemory),
     /// A realm.
     Realm(realm::RealmSpace),
+    /// A realm that is being built.
+    Construction(realm::Construction),
+    /// A realm that is being destroyed.
+    Demolition(realm::Demolition),
 }
 
 /// One VM.
@@ -133,6 +137,8 @@ pub struct Vm {
     pub stats: Stats,
     /// How often it was built.
     rounds: AtomicU32,
+    /// Held by the core that takes it apart or builds it, for one step of that.
+    work: Lock<()>,
 }
 
 impl Vm {
@@ -148,6 +154,7 @@ impl Vm {
             vmid: VmidSlot::new(),
             stats: Stats::new(),
             rounds: AtomicU32::new(0),
+            work: Lock::new(()),
         }
     }
 

@@ -1,28 +1,29 @@
-//! Memory of a realm, and its construction and destruction through `cca-host`.
+//! Memory of a realm.
 
-use super::build::FdtBuffer;
-use super::stats::Life;
+mod transit;
+
+pub use transit::{Construction, Demolition, Finished, Image};
+
 use super::{Reason, Vm};
-use crate::arch::smc::{Smc, rmi_calls};
+use crate::arch::smc::Smc;
 use crate::arch::{phys, timer};
 use crate::memory::ledger;
 use arrayvec::ArrayVec;
-use cca_host::plan::PageSource;
-use cca_host::{Active, Config, GicModel, Realm, Rec, RecId, Rmm, SharedAttrs};
+use cca_host::{Active, Config, GicModel, Realm, RecId, Rmm, SharedAttrs};
 use core::fmt;
 use core::sync::atomic::Ordering;
 use mm::ledger::{Frames, Undelegated, Use};
 use mm::{Ipa, PAGE_SIZE, PhysAddr};
-use realm_plan::RealmPlan;
 use spin::Once;
-use vmm_services::loader::{LoadPlan, Source};
-use vmm_services::manifest::{Bundle, VmSpec};
+use vmm_services::manifest;
 use vmm_services::{GuestMemory, MAX_VCPUS, MemoryFault, VcpuId};
 
 /// Most pages that one realm can have shared with the host at a time.
 const MAX_SHARED: usize = 32;
-/// Granules that stay delegated between realms.
+/// Granules that stay delegated between realms unless the bundle says otherwise.
 const POOL: usize = 64;
+
+const _: () = assert!(manifest::MAX_POOL as usize <= cca_host::POOL_CAPACITY);
 
 /// The RMM, or why there is none to work with.
 static RMM: Once<Result<Rmm<'static, Smc>, Reason>> = Once::new();
@@ -53,14 +54,21 @@ pub fn rmm() -> Result<&'static Rmm<'static, Smc>, Reason> {
     }
 }
 
-/// Undelegates what was kept for the next realm.
-pub fn drain_pool() {
+/// Changes how many granules stay delegated between realms.
+pub fn limit_pool(granules: u32) {
     if let Ok(rmm) = rmm() {
-        let returned = rmm.drain_pool();
-        if returned.lost != 0 {
-            log::error!("the RMM keeps {} granules that no realm uses", returned.lost);
-        }
+        rmm.set_pool_limit(granules as usize);
     }
+}
+
+/// Undelegates what was kept for the next realm; returns how many granules are free because of it.
+pub fn drain_pool() -> u64 {
+    let Ok(rmm) = rmm() else { return 0 };
+    let returned = rmm.drain_pool();
+    if returned.lost != 0 {
+        log::error!("the RMM keeps {} granules that no realm uses", returned.lost);
+    }
+    returned.freed
 }
 
 /// What the boot stage says about realms.
@@ -107,39 +115,6 @@ pub struct RealmSpace {
 }
 
 impl RealmSpace {
-    /// Builds and activates the realm that `spec` and `plan` describe.
-    ///
-    /// # Errors
-    ///
-    /// Why it is refused; everything has been given back.
-    pub fn build(
-        rmm: &'static Rmm<'static, Smc>,
-        vm: &Vm,
-        spec: &VmSpec<'static>,
-        bundle: &Bundle<'static>,
-        plan: &LoadPlan,
-        fdt: &FdtBuffer,
-    ) -> Result<(Self, ArrayVec<Rec<'static, Smc>, MAX_VCPUS>), Reason> {
-        let refused = |error: &dyn fmt::Display| Reason::new(format_args!("{error}"));
-        // Unique among realms, and not zero: VMs count from 1.
-        let realm_plan =
-            RealmPlan::new(spec, plan, vm.owner().id()).map_err(|error| refused(&error))?;
-        let scratch =
-            ledger().alloc(0, Use::Interface, vm.owner()).map_err(|error| refused(&error))?;
-        let pages = Pages { plan, bundle, fdt, scratch: &scratch };
-        let (before, calls) = (timer::now_ticks(), rmi_calls());
-        let outcome = Realm::build(rmm, vm.owner(), &realm_plan.as_build_plan(), &pages);
-        charge(vm, before);
-        vm.stats.count_rmi_calls(Life::Build, calls);
-        ledger().free(scratch);
-        let (realm, recs) = outcome.map_err(|error| refused(&error))?;
-        if let Some(rim) = realm.rim() {
-            log::info!("vm {}: rim {rim}", vm.name());
-        }
-        let ids = recs.iter().map(Rec::id).collect();
-        Ok((Self { realm, recs: ids, shared: ArrayVec::new() }, recs))
-    }
-
     /// Does something with the realm and charges the time to the VM.
     pub fn timed<R>(
         &mut self,
@@ -171,8 +146,7 @@ impl RealmSpace {
         if self.shared.is_full() {
             return Err(Reason::new(format_args!("more than {MAX_SHARED} shared pages")));
         }
-        let mut frames = ledger()
-            .alloc(0, Use::Shared, vm.owner())
+        let mut frames = crate::memory::alloc(0, Use::Shared, vm.owner())
             .map_err(|error| Reason::new(format_args!("shared page at {ipa}: {error}")))?;
         crate::arch::bulk::zero(phys::bytes_mut(&mut frames));
         let pa = frames.base();
@@ -227,28 +201,6 @@ impl RealmSpace {
         }
     }
 
-    /// Destroys RECs and realm and gives all memory back. What the RMM refuses to give back stays
-    /// accounted to the VM, and the ledger's census shows it.
-    pub fn destroy(self, vm: &Vm, recs: ArrayVec<Rec<'static, Smc>, MAX_VCPUS>) {
-        let (before, calls) = (timer::now_ticks(), rmi_calls());
-        for rec in recs {
-            if let Err(failure) = rec.destroy() {
-                log::error!("vm {}: {failure:?}", vm.name());
-            }
-        }
-        match self.realm.destroy() {
-            Ok(report) if report.stranded == 0 && report.returned.lost == 0 => {}
-            Ok(report) => log::error!("vm {}: not all came back: {report:?}", vm.name()),
-            Err(failure) => log::error!("vm {}: {failure:?}", vm.name()),
-        }
-        charge(vm, before);
-        vm.stats.count_rmi_calls(Life::Teardown, calls);
-        // Its tables are gone: the realm cannot reach the shared pages any more.
-        for page in self.shared {
-            ledger().free(page.frames);
-        }
-    }
-
     fn page(&self, ipa: Ipa) -> Result<&SharedPage, MemoryFault> {
         let page = ipa.align_down(PAGE_SIZE);
         self.shared.iter().find(|shared| shared.ipa == page).ok_or(MemoryFault { ipa })
@@ -299,33 +251,4 @@ fn by_page(ipa: Ipa, length: usize) -> impl Iterator<Item = (Ipa, core::ops::Ran
         done = end;
         Some((at, piece))
     })
-}
-
-/// Where the contents of a realm's measured pages are.
-struct Pages<'a> {
-    plan: &'a LoadPlan,
-    bundle: &'a Bundle<'static>,
-    fdt: &'a FdtBuffer,
-    /// A page for what does not lie in memory as it is to be measured: the zero-filled end of an
-    /// image. Filled anew for each page that needs it, since the RMM copies at once.
-    scratch: &'a Frames<Undelegated>,
-}
-
-impl PageSource for Pages<'_> {
-    fn page(&self, segment: usize, page: u64) -> PhysAddr {
-        let fallback = self.scratch.base();
-        let Some(segment) = self.plan.segments.get(segment) else { return fallback };
-        let offset = page * PAGE_SIZE;
-        if let Source::Bundle { offset: start } = segment.source
-            && offset + PAGE_SIZE <= segment.length
-        {
-            let bundle = self.bundle.bytes().as_ptr().addr() as u64;
-            return PhysAddr::new(bundle + start + offset);
-        }
-        let mut contents = [0; PAGE_SIZE as usize];
-        let ipa = Ipa::new(segment.ipa.get() + offset);
-        self.plan.page(ipa, self.bundle.bytes(), &self.fdt.0, &mut contents);
-        phys::write(self.scratch, 0, &contents);
-        fallback
-    }
 }

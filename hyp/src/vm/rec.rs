@@ -6,8 +6,8 @@ use crate::arch::smc::Smc;
 use crate::arch::vgic_hw::{self, VirtualInterface};
 use cca_host::{
     Access as RecAccess, EnterError, Entry, ExitCause, FaultIn, GicImage, GicModel, Pending,
-    PsciRequest, PsciStatus, Rec, RecExit, Resume as RecResume, Ripas as RecRipas, SyncExit,
-    TimerState, Timers,
+    PsciRequest, PsciStatus, Rec, RecExit, Resume as RecResume, Ripas as RecRipas, RipasProgress,
+    SyncExit, TimerState, Timers,
 };
 use core::fmt;
 use mm::{Ipa, PAGE_SIZE};
@@ -29,6 +29,8 @@ pub struct RecVcpu {
     interface: Option<VirtualInterface>,
     /// Registers of the host call that is being answered.
     call: [u64; HOST_CALL_REGISTERS],
+    /// A RIPAS change has been begun and has to be finished before the next entry.
+    changing_ripas: bool,
 }
 
 /// The answer that the next entry carries.
@@ -58,6 +60,7 @@ impl RecVcpu {
             timers: Timers::default(),
             interface: matches!(gic, GicModel::Hardware).then(VirtualInterface::default),
             call: [0; HOST_CALL_REGISTERS],
+            changing_ripas: false,
         }
     }
 
@@ -209,10 +212,11 @@ impl RecVcpu {
     fn fault_in(&self, ipa: Ipa, vm: &'static Vm) -> Option<Exit> {
         let mut space = vm.space.lock();
         let Space::Realm(realm) = &mut *space else { return Some(Exit::Interrupt) };
-        let outcome = realm.timed(vm, |realm| realm.fault_in(ipa));
+        let outcome = realm.timed(vm, |realm| realm.fault_in(ipa, EXIT_CALLS));
         drop(space);
         match outcome {
-            Ok(FaultIn::Mapped { .. } | FaultIn::AlreadyMapped) => None,
+            // If there is more to do, the REC faults again, and comes back earlier if there is an interrupt.
+            Ok(FaultIn::Mapped { .. } | FaultIn::AlreadyMapped | FaultIn::Underway) => None,
             Ok(outcome) => {
                 Some(self.fail(vm, &format_args!("no memory for the realm at {ipa}: {outcome:?}")))
             }
@@ -225,7 +229,9 @@ impl RecVcpu {
     fn share(&self, ipa: Ipa, access: RecAccess, vm: &'static Vm) -> Option<Exit> {
         let device = realm::without_shared_bit(vm, ipa);
         let fetch = access == RecAccess::Instruction;
-        if fetch || !is_ram(vm, ipa) {
+        let conversions = vm.spec().and_then(|spec| spec.realm()).map(|realm| realm.conversions);
+        let allowed = conversions.is_some_and(|conversions| conversions.allow(false));
+        if fetch || !allowed || !is_ram(vm, ipa) {
             return Some(Exit::Stage2Fault { ipa: device, fetch, write: false });
         }
         let mut space = vm.space.lock();
@@ -293,24 +299,32 @@ impl RecVcpu {
         self.rec.complete_psci(target, status).map_err(|error| Reason::new(format_args!("{error}")))
     }
 
-    /// Makes the RIPAS change that this REC asked for.
+    /// Whether [`Self::change_ripas`] has to be called again before the next entry.
+    #[must_use]
+    pub fn is_changing_ripas(&self) -> bool {
+        self.changing_ripas
+    }
+
+    /// Goes on with the RIPAS change that this REC asked for; `true` when that is done.
     ///
     /// # Errors
     ///
     /// The RMM refused, or memory for tables ran out.
-    pub fn change_ripas(&mut self, vm: &Vm) -> Result<(), Reason> {
+    pub fn change_ripas(&mut self, vm: &Vm) -> Result<bool, Reason> {
         let mut space = vm.space.lock();
-        let Space::Realm(realm) = &mut *space else { return Ok(()) };
+        let Space::Realm(realm) = &mut *space else { return Ok(true) };
         let rec = &mut self.rec;
-        if let Pending::Ripas(change) = rec.pending()
+        if !self.changing_ripas
+            && let Pending::Ripas(change) = rec.pending()
             && change.ripas == RecRipas::Ram
         {
             realm.unshare(vm, change.base, change.top);
         }
-        realm
-            .timed(vm, |realm| realm.change_ripas(rec, RIPAS_CALLS))
-            .map(|_| ())
-            .map_err(|error| Reason::new(format_args!("{error}")))
+        let progress = realm
+            .timed(vm, |realm| realm.change_ripas(rec, EXIT_CALLS))
+            .map_err(|error| Reason::new(format_args!("{error}")))?;
+        self.changing_ripas = progress == RipasProgress::Underway;
+        Ok(!self.changing_ripas)
     }
 }
 
@@ -321,6 +335,5 @@ fn is_ram(vm: &Vm, ipa: Ipa) -> bool {
     device >= layout::RAM && device.get() - layout::RAM.get() < size
 }
 
-/// RMI calls that one RIPAS change may take before the realm is entered with partial progress, so
-/// that a large change does not hold up the other vCPUs of this core.
-const RIPAS_CALLS: u64 = 512;
+/// RMI calls that serving one exit may take before the core looks whether there is something more urgent to do.
+const EXIT_CALLS: u64 = 64;

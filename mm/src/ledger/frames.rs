@@ -94,6 +94,17 @@ impl<S: World> Frames<S> {
             Self::mint(middle, self.count - first, self.owner),
         )
     }
+
+    /// Joins a run to the one right before it, of the same owner.
+    ///
+    /// # Errors
+    /// They are not side by side, or belong to different owners; both come back.
+    pub fn join(self, next: Self) -> Result<Self, (Self, Self)> {
+        if self.end() != next.base || self.owner != next.owner {
+            return Err((self, next));
+        }
+        Ok(Self::mint(self.base, self.count + next.count, self.owner))
+    }
 }
 
 impl<S: World> fmt::Debug for Frames<S> {

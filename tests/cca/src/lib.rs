@@ -5,4 +5,4 @@ mod rig;
 mod run;
 
 pub use rig::{RAM_BASE, Refusal, Rig, World, abis, each_abi, with_world, with_world_of};
-pub use run::{Outcome, RunError, Services, destroy, run_to_end};
+pub use run::{BUDGET, Outcome, RunError, Services, destroy, run_to_end};

@@ -2,9 +2,12 @@
 
 use cca_host::{
     EnterError, Entry, Error, ExitCause, FaultIn, GicImage, Host, Mmio, PsciRequest, PsciStatus,
-    Realm, RealmState, Rec, RecId, Resume, Returned, SharedAttrs, SyncExit,
+    Realm, RealmState, Rec, RecId, Resume, Returned, RipasProgress, SharedAttrs, SyncExit,
 };
 use mm::PhysAddr;
+
+/// Calls that the driver may make for one exit before it comes back.
+pub const BUDGET: u64 = 64;
 
 /// What the realm's surroundings do in a test.
 #[derive(Debug, Default)]
@@ -133,16 +136,18 @@ fn serve<H: Host>(
     cause: &ExitCause,
 ) -> Result<Next, Error> {
     Ok(match cause {
-        ExitCause::Sync(SyncExit::ProtectedFault { ipa, .. }) => match realm.fault_in(*ipa)? {
-            FaultIn::Mapped { granules } => {
-                services.faults += granules;
-                Next::Plain
+        ExitCause::Sync(SyncExit::ProtectedFault { ipa, .. }) => {
+            match realm.fault_in(*ipa, BUDGET)? {
+                FaultIn::Mapped { granules } => {
+                    services.faults += granules;
+                    Next::Plain
+                }
+                FaultIn::AlreadyMapped | FaultIn::Underway => Next::Plain,
+                FaultIn::Destroyed | FaultIn::NotRam(_) | FaultIn::Livelock => {
+                    Next::End(Outcome::Destroyed)
+                }
             }
-            FaultIn::AlreadyMapped => Next::Plain,
-            FaultIn::Destroyed | FaultIn::NotRam(_) | FaultIn::Livelock => {
-                Next::End(Outcome::Destroyed)
-            }
-        },
+        }
         ExitCause::Sync(SyncExit::Mmio(Mmio { ipa, write: Some(value), .. })) => {
             services.stores.push((ipa.get() & !realm.shared_bit(), *value));
             Next::MmioWritten
@@ -163,7 +168,7 @@ fn serve<H: Host>(
         }
         ExitCause::RipasChange(_) if services.reject_ripas => Next::RipasReject,
         ExitCause::RipasChange(_) => {
-            realm.change_ripas(rec, 64)?;
+            while realm.change_ripas(rec, BUDGET)? == RipasProgress::Underway {}
             Next::RipasAccept
         }
         ExitCause::Psci(PsciRequest::SystemOff | PsciRequest::SystemReset) => {

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use cca_host::{Config, Entry, ExitCause, GicImage, Realm, RealmConfig, RecConfig, Resume, Rmm};
-use cca_tests::{Rig, abis, destroy, with_world_of};
+use cca_tests::{BUDGET, Rig, abis, destroy, with_world_of};
 use mm::Ipa;
 use mm::ledger::Owner;
 
@@ -31,7 +31,7 @@ fn live(rmm: &Rmm<'_, &Rig>, core: u16) {
             }
         });
         for page in 0..24 {
-            realm.fault_in(Ipa::new(RAM + page * 0x3000)).expect("mapped");
+            realm.fault_in(Ipa::new(RAM + page * 0x3000), BUDGET).expect("mapped");
         }
         runner.join().expect("ran");
     });

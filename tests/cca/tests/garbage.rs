@@ -152,6 +152,7 @@ fn exercise<H: Host>(rmm: &Rmm<'_, H>, source: PhysAddr) {
         config: RealmConfig::new(33),
         ram: &[IpaRange { base: Ipa::new(REALM_RAM), top: Ipa::new(REALM_RAM + (4 << 20)) }],
         segments: &[Segment { ipa: Ipa::new(REALM_RAM), pages: 3, measured: true }],
+        eager: false,
         recs: &[RecConfig { runnable: true, ..RecConfig::default() }, RecConfig::default()],
     };
     if let Ok((mut realm, mut recs)) = Realm::build(rmm, OWNER, &plan, &Pages(source)) {

@@ -5,10 +5,10 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
 
 use cca_host::{
-    Config, Entry, ExitCause, FaultIn, GicImage, Realm, RealmConfig, Rec, RecConfig, Resume, Rmm,
-    SharedAttrs,
+    Config, Entry, ExitCause, FaultIn, GicImage, Realm, RealmConfig, Rec, RecConfig, Resume,
+    RipasProgress, Rmm, SharedAttrs,
 };
-use cca_tests::{Rig, World, abis, destroy, with_world_of};
+use cca_tests::{BUDGET, Rig, World, abis, destroy, with_world_of};
 use mm::ledger::{GranuleState, Owner, RmmUse, Use};
 use mm::{Ipa, PAGE_SIZE, PhysAddr};
 use proptest::prelude::*;
@@ -70,7 +70,7 @@ impl Subject<'_> {
                 3 * pages + 8 * (pages / 512 + 2)
             }
             Change::Fault { page } => {
-                let answer = self.realm.fault_in(ipa(page)).expect("answered");
+                let answer = self.realm.fault_in(ipa(page), BUDGET).expect("answered");
                 assert_ne!(answer, FaultIn::Livelock);
                 12
             }
@@ -102,7 +102,9 @@ impl Subject<'_> {
             let entry = Entry::new(resume).trap_wfi(true);
             match self.rec.enter(entry, &mut GicImage::default()).expect("entered").cause {
                 ExitCause::RipasChange(_) => {
-                    self.realm.change_ripas(&mut self.rec, 64).expect("changed");
+                    while self.realm.change_ripas(&mut self.rec, BUDGET).expect("changed")
+                        == RipasProgress::Underway
+                    {}
                     resume = Resume::RipasAccept;
                 }
                 ExitCause::Sync(cca_host::SyncExit::Wfi) => {

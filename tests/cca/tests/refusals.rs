@@ -75,6 +75,7 @@ fn live(world: &World<'_>, rmm: &Rmm<'_, &Rig>, image: PhysAddr, shared: PhysAdd
         config: RealmConfig::new(33),
         ram: &[IpaRange { base: Ipa::new(RAM), top: Ipa::new(RAM + 3 * BLOCK) }],
         segments: &[Segment { ipa: Ipa::new(RAM), pages: 2, measured: true }],
+        eager: false,
         recs: &[
             RecConfig { pc: RAM, gprs: [0; 8], runnable: true },
             RecConfig { pc: RAM, gprs: [0; 8], runnable: false },

@@ -59,7 +59,7 @@ fn live(rmm: &Rmm<'_, Host>, core: u16) {
     let mut realm = Realm::create(rmm, Owner::vm(core + 1), &config).expect("created");
     realm.init_ripas(RAM_OF_REALM, Ipa::new(RAM_OF_REALM.get() + PAGE_SIZE)).expect("RAM");
     let mut realm = realm.activate().expect("active");
-    realm.fault_in(RAM_OF_REALM).expect("a page");
+    realm.fault_in(RAM_OF_REALM, 64).expect("a page");
     assert_eq!(destroy(realm, []).expect("destroyed").lost, 0);
 }
 

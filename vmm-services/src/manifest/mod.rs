@@ -27,6 +27,8 @@ pub const MAX_NAME: usize = 31;
 pub const MAX_CMDLINE: usize = 2048;
 /// Priorities are below this.
 pub const PRIORITIES: u32 = 16;
+/// Most granules that stay delegated between realms.
+pub const MAX_POOL: u32 = 512;
 /// Largest device tree of a bundle in bytes.
 pub const MAX_TREE: usize = 1 << 20;
 
@@ -38,6 +40,8 @@ pub struct Bundle<'a> {
     pub scenario: &'a str,
     /// Self test of the hypervisor to run beside the VMs.
     pub self_test: Option<SelfTest>,
+    /// Granules that stay delegated between realms, if the bundle says how many.
+    pub pool: Option<u32>,
     /// The VMs, in the order of the tree.
     pub vms: ArrayVec<VmSpec<'a>, MAX_VMS>,
     /// Channels between them.
@@ -80,6 +84,59 @@ pub struct RealmSpec {
     pub hash: HashAlgorithm,
     /// Width of the realm's IPA space in bits; its upper half is shared.
     pub ipa_bits: u32,
+    /// When its RAM gets memory.
+    pub populate: Populate,
+    /// How much memory a fault brings in.
+    pub fault: FaultSize,
+    /// Which conversions of its memory the owner allows.
+    pub conversions: Conversions,
+}
+
+/// When the RAM of a realm gets memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Populate {
+    /// All of it before the realm starts.
+    Eager,
+    /// The images before the realm starts, zero-filled ends included; the rest when it is touched.
+    #[default]
+    Image,
+    /// Only the pages that files provide contents for; the rest, zero-filled ends of images included,
+    /// when it is touched. The measurement has fewer pages then.
+    Lazy,
+}
+
+/// How much memory a fault of a realm brings in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FaultSize {
+    /// The page that was touched.
+    #[default]
+    Page,
+    /// The 2 MiB around it, if nothing of that is there yet and such a block is free.
+    Block,
+}
+
+/// Conversions between private and shared that the owner of a realm allows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Conversions {
+    /// All.
+    #[default]
+    Any,
+    /// To private memory only: nothing is shared.
+    ToPrivate,
+    /// None.
+    None,
+}
+
+impl Conversions {
+    /// Whether memory may become private, or else shared with the host.
+    #[must_use]
+    pub const fn allow(self, to_private: bool) -> bool {
+        match self {
+            Self::Any => true,
+            Self::ToPrivate => to_private,
+            Self::None => false,
+        }
+    }
 }
 
 /// Processor time of each vCPU, enforced.

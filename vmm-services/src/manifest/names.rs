@@ -19,6 +19,8 @@ pub const SCENARIO: &str = "scenario";
 pub const SELF_TEST: &str = "self-test";
 /// Value of [`SELF_TEST`].
 pub const GRANULE_PROTECTION: &str = "granule-protection";
+/// Root, optional: u32, granules that stay delegated between realms.
+pub const POOL: &str = "pool";
 /// Node with one child per VM, whose node name is the VM's name. Channel: two strings.
 pub const VMS: &str = "vms";
 /// Root, optional: node with one child per channel, whose node name is the channel's name. Channel:
@@ -71,6 +73,28 @@ pub const SHA384: &str = "sha384";
 pub const SHA512: &str = "sha512";
 /// Realm: u32.
 pub const IPA_BITS: &str = "ipa-bits";
+/// Realm, optional: string, [`POPULATE_IMAGE`] when missing.
+pub const POPULATE: &str = "populate";
+/// Value of [`POPULATE`].
+pub const POPULATE_EAGER: &str = "eager";
+/// Value of [`POPULATE`].
+pub const POPULATE_IMAGE: &str = "image";
+/// Value of [`POPULATE`].
+pub const POPULATE_LAZY: &str = "lazy";
+/// Realm, optional: string, [`FAULT_PAGE`] when missing.
+pub const FAULT: &str = "fault";
+/// Value of [`FAULT`].
+pub const FAULT_PAGE: &str = "page";
+/// Value of [`FAULT`].
+pub const FAULT_BLOCK: &str = "block";
+/// Realm, optional: string, [`CONVERSIONS_ANY`] when missing.
+pub const CONVERSIONS: &str = "conversions";
+/// Value of [`CONVERSIONS`].
+pub const CONVERSIONS_ANY: &str = "any";
+/// Value of [`CONVERSIONS`].
+pub const CONVERSIONS_TO_PRIVATE: &str = "to-private";
+/// Value of [`CONVERSIONS`].
+pub const CONVERSIONS_NONE: &str = "none";
 
 /// Node in a VM: image to boot.
 pub const KERNEL: &str = "kernel";

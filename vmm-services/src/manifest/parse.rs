@@ -3,9 +3,9 @@
 use super::channels;
 use super::names::{self, *};
 use super::{
-    Budget, Bundle, Devices, Expect, Fault, HashAlgorithm, ImageRef, KernelFormat, MAX_CMDLINE,
-    MAX_NAME, MAX_TREE, ManifestError, PRIORITIES, Placement, Property, RealmSpec, SelfTest,
-    VirtioDevice, VmKind, VmSpec,
+    Budget, Bundle, Conversions, Devices, Expect, Fault, FaultSize, HashAlgorithm, ImageRef,
+    KernelFormat, MAX_CMDLINE, MAX_NAME, MAX_POOL, MAX_TREE, ManifestError, PRIORITIES, Placement,
+    Populate, Property, RealmSpec, SelfTest, VirtioDevice, VmKind, VmSpec,
 };
 use crate::crc32::Update;
 use crate::fdt::{self, Fdt, Node};
@@ -66,7 +66,10 @@ pub(super) fn bundle(bytes: &[u8], crc: Update) -> Result<'_, Bundle<'_>> {
     let mismatch = Fault::SizeMismatch { expected: total, present: bytes.len() as u64 };
     let bytes = whole.ok_or(root.fault(TOTAL_SIZE, mismatch))?;
     check_tree_checksum(&root, tree_bytes, crc)?;
-    root.only(&["compatible", VERSION, TOTAL_SIZE, CRC32, SCENARIO, SELF_TEST], &[VMS, CHANNELS])?;
+    root.only(
+        &["compatible", VERSION, TOTAL_SIZE, CRC32, SCENARIO, SELF_TEST, POOL],
+        &[VMS, CHANNELS],
+    )?;
 
     let images = Images { bytes, first: tree_bytes.len() as u64, crc };
     let mut bundle = Bundle {
@@ -76,6 +79,10 @@ pub(super) fn bundle(bytes: &[u8], crc: Update) -> Result<'_, Bundle<'_>> {
             None => None,
             Some(GRANULE_PROTECTION) => Some(SelfTest::GranuleProtection),
             Some(_) => return Err(root.fault(SELF_TEST, Fault::BadValue)),
+        },
+        pool: match root.node.property(POOL) {
+            None => None,
+            Some(_) => Some(root.number_within(POOL, 0, u64::from(MAX_POOL))? as u32),
         },
         vms: ArrayVec::new(),
         channels: ArrayVec::new(),
@@ -246,7 +253,7 @@ fn kind<'a>(at: &At<'a>) -> Result<'a, VmKind> {
             Ok(VmKind::Vm)
         }
         KIND_REALM => {
-            known(&[RPV, HASH, names::IPA_BITS])?;
+            known(&[RPV, HASH, names::IPA_BITS, POPULATE, FAULT, CONVERSIONS])?;
             Ok(VmKind::Realm(RealmSpec {
                 rpv: match at.node.property(RPV) {
                     None => [0; 64],
@@ -260,6 +267,23 @@ fn kind<'a>(at: &At<'a>) -> Result<'a, VmKind> {
                 },
                 ipa_bits: at.number_within(names::IPA_BITS, *IPA_BITS.start(), *IPA_BITS.end())?
                     as u32,
+                populate: match at.optional_str(POPULATE)? {
+                    Some(POPULATE_EAGER) => Populate::Eager,
+                    None | Some(POPULATE_IMAGE) => Populate::Image,
+                    Some(POPULATE_LAZY) => Populate::Lazy,
+                    Some(_) => return Err(at.fault(POPULATE, Fault::BadValue)),
+                },
+                fault: match at.optional_str(FAULT)? {
+                    None | Some(FAULT_PAGE) => FaultSize::Page,
+                    Some(FAULT_BLOCK) => FaultSize::Block,
+                    Some(_) => return Err(at.fault(FAULT, Fault::BadValue)),
+                },
+                conversions: match at.optional_str(CONVERSIONS)? {
+                    None | Some(CONVERSIONS_ANY) => Conversions::Any,
+                    Some(CONVERSIONS_TO_PRIVATE) => Conversions::ToPrivate,
+                    Some(CONVERSIONS_NONE) => Conversions::None,
+                    Some(_) => return Err(at.fault(CONVERSIONS, Fault::BadValue)),
+                },
             }))
         }
         _ => Err(at.fault(KIND, Fault::BadValue)),

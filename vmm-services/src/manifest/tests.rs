@@ -1,5 +1,8 @@
 use super::names::*;
-use super::{Budget, Bundle, Expect, Fault, KernelFormat, Placement, SelfTest, peek_total_size};
+use super::{
+    Budget, Bundle, Conversions, Expect, Fault, FaultSize, KernelFormat, Placement, Populate,
+    SelfTest, peek_total_size,
+};
 use crate::channel::{End, Endpoint, Window};
 use crate::fdt::FdtError;
 use crate::testing::{self, Prop, Vm, bundle, bundle_with, cell, seal, text, wide};
@@ -33,10 +36,14 @@ fn a_full_bundle_is_read() {
         .with(text(EXPECT, EXPECT_STOPPED))
         .with(text(EXPECT_REASON, "granule"));
     linux.initramfs = Some(vec![7; 9000]);
-    let mut realm = Vm::realm("secret").with(Prop(RPV, vec![3; 64]));
+    let mut realm = Vm::realm("secret")
+        .with(Prop(RPV, vec![3; 64]))
+        .with(text(POPULATE, POPULATE_EAGER))
+        .with(text(FAULT, FAULT_BLOCK))
+        .with(text(CONVERSIONS, CONVERSIONS_NONE));
     realm.kernel_type = Some(TYPE_RAW);
     realm.uart = Some(Some((0x0b00_0000, 0x1000, 40)));
-    let bytes = bundle_with(&[text(SELF_TEST, GRANULE_PROTECTION)], &[linux, realm]);
+    let bytes = bundle_with(&[text(SELF_TEST, GRANULE_PROTECTION), cell(POOL, 7)], &[linux, realm]);
 
     assert_eq!(peek_total_size(&bytes), Ok(bytes.len() as u64));
     let bundle = Bundle::parse(&bytes).unwrap();
@@ -55,6 +62,8 @@ fn a_full_bundle_is_read() {
     assert!(linux.devices.flash && !realm.devices.flash);
     let spec = realm.realm().unwrap();
     assert_eq!((spec.rpv, spec.ipa_bits), ([3; 64], 40));
+    assert_eq!((spec.populate, spec.fault), (Populate::Eager, FaultSize::Block));
+    assert_eq!((spec.conversions, bundle.pool), (Conversions::None, Some(7)));
     assert_eq!(realm.kernel_format, KernelFormat::Raw);
     assert_eq!(realm.devices.uart, Some(Placement { base: 0x0b00_0000, intid: 40 }));
     assert!(linux.realm().is_none());
@@ -126,6 +135,10 @@ fn faults_of_a_vm_are_named() {
         (vm().with(text(STRAY_GRANULE_OF, "a")), STRAY_GRANULE_OF, Fault::NoSuchVm),
         (Vm::realm("a").without(HASH), HASH, Fault::Missing),
         (Vm::realm("a").with(text(HASH, "md5")), HASH, Fault::BadValue),
+        (Vm::realm("a").with(text(POPULATE, "never")), POPULATE, Fault::BadValue),
+        (Vm::realm("a").with(text(FAULT, "page ")), FAULT, Fault::BadValue),
+        (Vm::realm("a").with(text(CONVERSIONS, "")), CONVERSIONS, Fault::BadValue),
+        (Vm::ordinary("a").with(text(POPULATE, POPULATE_LAZY)), POPULATE, Fault::Unknown),
         (Vm::realm("a").with(cell(IPA_BITS, 52)), IPA_BITS, range(52, 32, 48)),
         (Vm::realm("a").with(Prop(RPV, vec![1; 63])), RPV, Fault::BadType),
         (Vm::realm("a").with(text(STRAY_GRANULE_OF, "a")), STRAY_GRANULE_OF, Fault::Unknown),

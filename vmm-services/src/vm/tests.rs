@@ -6,7 +6,7 @@ use crate::exit::{
 };
 use crate::host_call;
 use crate::ids::{VcpuId, VcpuSet};
-use crate::manifest::{Placement, VirtioDevice};
+use crate::manifest::{Conversions, Placement, VirtioDevice};
 use crate::testing::{Counting, Lines, Ram};
 use crate::traits::Peers;
 use crate::vgic::{LrImage, VgicConfig};
@@ -49,6 +49,7 @@ impl Rig {
             services: VmServices::new(&ServicesConfig {
                 vgic: VgicConfig { vcpus: 2, list_registers: 4, hardware_ppis: [None; 2] },
                 realm_ipa_bits,
+                conversions: Conversions::Any,
                 uart: Some(Placement { base: 0x0900_0000, intid: 33 }),
                 flash: realm_ipa_bits.is_some(),
                 virtio: &[VirtioDevice::Console],
@@ -264,6 +265,21 @@ fn failures_are_remembered() {
     assert_eq!(rig.services.reported_failure(), None);
     assert_eq!(rig.host_call(host_call::REPORT_FAILURE, &[12]), host_call::SUCCESS);
     assert_eq!(rig.services.reported_failure(), Some(12));
+}
+
+#[test]
+fn conversions_that_the_owner_does_not_allow_are_rejected() {
+    let change = |to| Exit::RipasChange { base: Ipa::new(0), top: Ipa::new(4096), to };
+    for (allowed, to_private, to_shared) in [
+        (Conversions::Any, Resume::RipasAccept, Resume::RipasAccept),
+        (Conversions::ToPrivate, Resume::RipasAccept, Resume::RipasReject),
+        (Conversions::None, Resume::RipasReject, Resume::RipasReject),
+    ] {
+        let mut realm = Rig::realm();
+        realm.services.conversions = allowed;
+        assert_eq!(realm.resume(&change(Ripas::Ram)), to_private, "{allowed:?}");
+        assert_eq!(realm.resume(&change(Ripas::Empty)), to_shared, "{allowed:?}");
+    }
 }
 
 #[test]

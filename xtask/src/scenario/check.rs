@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use toml::Spanned;
-use vmm_services::manifest::{MAX_NAME, MAX_VMS};
+use vmm_services::manifest::{MAX_NAME, MAX_POOL, MAX_VMS};
 
 use super::channels;
 use super::format::{self, Expect, File, Kind};
@@ -154,7 +154,11 @@ fn machine(source: &mut Source<'_>, machine: &format::Machine, overrides: Overri
             format!("the machine's memory is whole MiB and at least 1 GiB, not {memory}"),
         );
     }
-    Machine { cpus, memory }
+    let pool = machine.pool.as_ref();
+    if let Some(pool) = pool.filter(|pool| *pool.get_ref() > MAX_POOL) {
+        source.refuse(&pool.span(), format!("at most {MAX_POOL} granules stay delegated"));
+    }
+    Machine { cpus, memory, pool: pool.map(|pool| *pool.get_ref()) }
 }
 
 fn check_vm(
@@ -188,11 +192,19 @@ fn check_vm(
         repeat: vm.repeat.as_ref().map(|r| *r.get_ref()),
         expect: vm.expect,
         expect_reason: vm.expect_reason.as_ref().map(|r| r.get_ref().clone()),
-        hash: vm.hash.as_ref().map(|h| *h.get_ref()).unwrap_or_default(),
+        hash: value(&vm.hash),
         ipa_bits: vm.ipa_bits.as_ref().map_or(DEFAULT_IPA_BITS, |b| *b.get_ref()),
         personalization: check_realm(source, vm),
+        populate: value(&vm.populate),
+        fault: value(&vm.fault),
+        conversions: value(&vm.conversions),
         stray_granule_of: vm.stray_granule_of.as_ref().map(|s| s.get_ref().clone()),
     }
+}
+
+/// The value of a key, or the default.
+fn value<T: Copy + Default>(key: &Option<Spanned<T>>) -> T {
+    key.as_ref().map(|value| *value.get_ref()).unwrap_or_default()
 }
 
 fn check_sizes(source: &mut Source<'_>, vm: &format::Vm) {
@@ -277,6 +289,9 @@ fn check_realm(source: &mut Source<'_>, vm: &format::Vm) -> Option<[u8; 64]> {
     };
     only_for(vm.hash.as_ref().map(Spanned::span), "hash", realm, "realms");
     only_for(vm.ipa_bits.as_ref().map(Spanned::span), "ipa-bits", realm, "realms");
+    only_for(vm.populate.as_ref().map(Spanned::span), "populate", realm, "realms");
+    only_for(vm.fault.as_ref().map(Spanned::span), "fault", realm, "realms");
+    only_for(vm.conversions.as_ref().map(Spanned::span), "conversions", realm, "realms");
     let value = vm.personalization.as_ref();
     only_for(value.map(Spanned::span), "personalization", realm, "realms");
     let stray = vm.stray_granule_of.as_ref();

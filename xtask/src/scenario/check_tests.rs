@@ -1,5 +1,5 @@
 use super::*;
-use crate::scenario::{DeviceKind, Hash};
+use crate::scenario::{Conversions, DeviceKind, Fault, Hash, Populate};
 
 /// Lines 1 to 9 of every scenario here; a test appends to the VM that it ends with.
 const HEAD: &str = "\
@@ -56,7 +56,7 @@ fn all_keys_are_read() {
          expect = \"stopped\"\nexpect-reason = \"stray\"\nstray-granule-of = \"secret\"\n\
          [[vm]]\nname = \"secret\"\nkind = \"realm\"\nvcpus = 2\nmemory = 67108864\n\
          kernel = \"guest:realm\"\nhash = \"sha512\"\nipa-bits = 36\npersonalization = \"0aff\"\n\
-         device = []\n"
+         populate = \"lazy\"\nfault = \"block\"\nconversions = \"to-private\"\ndevice = []\n"
     );
     let scenario = run(&text).unwrap();
     assert_eq!(scenario.name, "whole");
@@ -68,6 +68,8 @@ fn all_keys_are_read() {
     assert_eq!((realm.hash, realm.ipa_bits, realm.vcpus), (Hash::Sha512, 36, 2));
     assert_eq!(realm.memory, Size(64 << 20));
     assert_eq!(realm.personalization.unwrap()[..3], [0x0a, 0xff, 0]);
+    assert_eq!((realm.populate, realm.fault), (Populate::Lazy, Fault::Block));
+    assert_eq!(realm.conversions, Conversions::ToPrivate);
     assert!(realm.devices.is_empty());
 }
 
@@ -181,6 +183,10 @@ fn ends() {
 fn keys_of_the_other_kind() {
     refused(&format!("{HEAD}hash = \"sha256\"\n"), 10, "for realms only");
     refused(&format!("{HEAD}ipa-bits = 40\n"), 10, "for realms only");
+    refused(&format!("{HEAD}populate = \"eager\"\n"), 10, "for realms only");
+    refused(&format!("{HEAD}fault = \"block\"\n"), 10, "for realms only");
+    refused(&format!("{HEAD}conversions = \"none\"\n"), 10, "for realms only");
+    refused(&HEAD.replace("cpus = 2", "cpus = 2\npool = 513"), 3, "at most 512");
     refused(&format!("{HEAD}personalization = \"00\"\n"), 10, "for realms only");
     let realm = HEAD.replace("kind = \"vm\"", "kind = \"realm\"");
     refused(&format!("{realm}ipa-bits = 32\n"), 10, "33 to 48");

@@ -27,6 +27,8 @@ pub(super) struct File {
 pub(super) struct Machine {
     pub(super) cpus: Spanned<u32>,
     pub(super) memory: Spanned<Size>,
+    /// Granules that stay delegated between realms.
+    pub(super) pool: Option<Spanned<u32>>,
 }
 
 /// One VM or realm.
@@ -65,6 +67,12 @@ pub(super) struct Vm {
     pub(super) ipa_bits: Option<Spanned<u32>>,
     /// Realms: personalisation value, up to 64 bytes in hexadecimal.
     pub(super) personalization: Option<Spanned<String>>,
+    /// Realms: when RAM gets memory.
+    pub(super) populate: Option<Spanned<Populate>>,
+    /// Realms: how much memory a fault brings in.
+    pub(super) fault: Option<Spanned<Fault>>,
+    /// Realms: conversions of its memory that the owner allows.
+    pub(super) conversions: Option<Spanned<Conversions>>,
     /// Normal VMs: its stage-2 maps, on purpose, a granule of that realm.
     pub(super) stray_granule_of: Option<Spanned<String>>,
 }
@@ -134,6 +142,39 @@ pub(crate) enum Hash {
     Sha512,
 }
 
+/// When the RAM of a realm gets memory.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Populate {
+    /// Before it starts.
+    Eager,
+    /// The images before it starts, the rest when it is touched.
+    #[default]
+    Image,
+    /// Pages with contents before it starts, the rest when it is touched.
+    Lazy,
+}
+
+/// How much memory a fault of a realm brings in.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Fault {
+    #[default]
+    Page,
+    /// 2 MiB.
+    Block,
+}
+
+/// Conversions of a realm's memory that its owner allows.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Conversions {
+    #[default]
+    Any,
+    ToPrivate,
+    None,
+}
+
 /// Kinds of emulated devices.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
@@ -175,6 +216,9 @@ names! {
     ImageType { Image => "image", Raw => "raw", Elf => "elf" }
     Expect { Off => "off", Stopped => "stopped", Refused => "refused" }
     Hash { Sha256 => "sha256", Sha384 => "sha384", Sha512 => "sha512" }
+    Populate { Eager => "eager", Image => "image", Lazy => "lazy" }
+    Fault { Page => "page", Block => "block" }
+    Conversions { Any => "any", ToPrivate => "to-private", None => "none" }
     DeviceKind { Uart => "uart", Flash => "flash", Console => "console" }
     SelfTest { GranuleProtection => "granule-protection" }
 }

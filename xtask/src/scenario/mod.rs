@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-pub(crate) use format::{DeviceKind, Expect, Hash, ImageType, Kind, SelfTest};
+pub(crate) use format::{
+    Conversions, DeviceKind, Expect, Fault, Hash, ImageType, Kind, Populate, SelfTest,
+};
 pub(crate) use refusal::{Refusal, Refused};
 pub(crate) use size::Size;
 
@@ -37,6 +39,7 @@ pub(crate) struct Scenario {
 pub(crate) struct Machine {
     pub(crate) cpus: u32,
     pub(crate) memory: Size,
+    pub(crate) pool: Option<u32>,
 }
 
 /// One VM or realm.
@@ -64,6 +67,9 @@ pub(crate) struct Vm {
     pub(crate) hash: Hash,
     pub(crate) ipa_bits: u32,
     pub(crate) personalization: Option<[u8; 64]>,
+    pub(crate) populate: Populate,
+    pub(crate) fault: Fault,
+    pub(crate) conversions: Conversions,
     pub(crate) stray_granule_of: Option<String>,
 }
 

@@ -1,0 +1,53 @@
+//! The pool of delegated granules.
+
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use arrayvec::ArrayVec;
+use mm::ledger::{Delegated, Frames};
+use mm::sync::Mutex;
+
+/// Most granules that the pool of delegated granules can keep.
+pub const POOL_CAPACITY: usize = 512;
+
+/// Single delegated granules kept for the next table, REC or page, accounted to the hypervisor.
+///
+/// Shared by all cores. The lock is held for a push or a pop.
+pub(super) struct Pool {
+    granules: Mutex<ArrayVec<Frames<Delegated>, POOL_CAPACITY>>,
+    limit: AtomicUsize,
+}
+
+impl Pool {
+    pub(super) fn new(limit: usize) -> Self {
+        let pool = Self { granules: Mutex::new(ArrayVec::new()), limit: AtomicUsize::new(0) };
+        pool.set_limit(limit);
+        pool
+    }
+
+    /// Changes how many granules may be kept; those beyond the limit stay until they are taken.
+    pub(super) fn set_limit(&self, limit: usize) {
+        self.limit.store(limit.min(POOL_CAPACITY), Ordering::Relaxed);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.granules.lock().len()
+    }
+
+    pub(super) fn take(&self) -> Option<Frames<Delegated>> {
+        self.granules.lock().pop()
+    }
+
+    /// Whether another granule would be kept, as far as one can say beforehand.
+    pub(super) fn has_room(&self) -> bool {
+        self.len() < self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Keeps a granule, or hands it back when there are enough.
+    pub(super) fn keep(&self, frames: Frames<Delegated>) -> Option<Frames<Delegated>> {
+        let mut granules = self.granules.lock();
+        if granules.len() >= self.limit.load(Ordering::Relaxed) {
+            return Some(frames);
+        }
+        granules.try_push(frames).err().map(|error| error.element())
+    }
+}
