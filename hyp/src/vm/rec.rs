@@ -15,7 +15,7 @@ use vmm_services::exit::{
     Access, Exit, FatalCause, HOST_CALL_REGISTERS, MmioAccess, PsciNotice, PsciVerdict, Resume,
     Ripas, SysReg, WaitKind, Width,
 };
-use vmm_services::vgic::{ListRegister, LrImage, Vgic};
+use vmm_services::vgic::{HcrBits, ListRegister, LrImage, Vgic};
 use vmm_services::{VcpuId, layout};
 
 /// One REC and what its next entry is to tell the RMM.
@@ -25,6 +25,9 @@ pub struct RecVcpu {
     /// List registers as of the last flush or sync.
     pub image: LrImage,
     timers: Timers,
+    /// EOIcount after the last run, where the RMM runs the virtual CPU interface (RMI 1.0). It
+    /// carries the field over from run to run, and the host cannot reset it.
+    eoi_count: u8,
     /// Virtual CPU interface, where host and realm share the registers (RMI 2.0).
     interface: Option<VirtualInterface>,
     /// Registers of the host call that is being answered.
@@ -58,6 +61,7 @@ impl RecVcpu {
             next: Next::Plain,
             image: LrImage::EMPTY,
             timers: Timers::default(),
+            eoi_count: 0,
             interface: matches!(gic, GicModel::Hardware).then(VirtualInterface::default),
             call: [0; HOST_CALL_REGISTERS],
             changing_ripas: false,
@@ -71,7 +75,12 @@ impl RecVcpu {
 
     /// Enters the REC until its next exit.
     pub fn enter(&mut self) -> RawExit {
-        let mut gic = GicImage { hcr: self.image.hcr.bits(), ..GicImage::default() };
+        let mut hcr = self.image.hcr;
+        if self.interface.is_none() && self.eoi_count != 0 {
+            // It would end each run at once. Later exits tell the count as well.
+            hcr.remove(HcrBits::LRENPIE);
+        }
+        let mut gic = GicImage { hcr: hcr.bits(), ..GicImage::default() };
         for (to, from) in gic.lrs.iter_mut().zip(&self.image.lrs).take(self.image.used) {
             *to = from.bits();
         }
@@ -97,7 +106,9 @@ impl RecVcpu {
             for (to, from) in self.image.lrs.iter_mut().zip(&gic.lrs).take(self.image.used) {
                 *to = ListRegister::from_bits(*from);
             }
-            self.image.eoi_count = LrImage::eoi_count_of(gic.hcr);
+            let eoi_count = LrImage::eoi_count_of(gic.hcr);
+            self.image.eoi_count = eoi_count.wrapping_sub(self.eoi_count) & LrImage::EOI_COUNT_MAX;
+            self.eoi_count = eoi_count;
             self.image.vmcr = gic.vmcr;
         }
         let exit = exit?;

@@ -154,7 +154,7 @@ pub struct LrImage {
     pub activate: u32,
     /// In: the same, for those to be made inactive.
     pub deactivate: u32,
-    /// Out: the `EOIcount` field of ICH_HCR_EL2 (bits 31 to 27).
+    /// Out: what this run added to the `EOIcount` field of ICH_HCR_EL2 (bits 31 to 27).
     pub eoi_count: u8,
     /// Out: ICH_VMCR_EL2, whose priority mask tells what can wake the vCPU.
     pub vmcr: u64,
@@ -172,10 +172,13 @@ impl LrImage {
         vmcr: 0,
     };
 
+    /// Largest `EOIcount`; one more is zero again.
+    pub const EOI_COUNT_MAX: u8 = 0x1f;
+
     /// Takes `EOIcount` out of a value of ICH_HCR_EL2.
     #[must_use]
     pub const fn eoi_count_of(hcr: u64) -> u8 {
-        ((hcr >> 27) & 0x1f) as u8
+        (hcr >> 27) as u8 & Self::EOI_COUNT_MAX
     }
 }
 

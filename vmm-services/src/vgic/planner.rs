@@ -149,12 +149,14 @@ impl Vgic {
     #[inline]
     fn settle(&mut self, index: usize) -> VcpuSet {
         let vcpus = self.config.vcpus;
-        let Some(shared) = self.shared.get_mut(index).filter(|s| s.moved != 0) else {
+        let Some(shared) = self.shared.get_mut(index) else { return VcpuSet::EMPTY };
+        // Those that their owner still has stay with it, and are nobody's business until then.
+        let done = shared.moved & !(shared.bank.listed | shared.bank.active);
+        if done == 0 {
             return VcpuSet::EMPTY;
-        };
-        let moved = shared.moved;
-        shared.rehome(moved, vcpus);
-        self.shared_changed(index, moved)
+        }
+        shared.rehome(done, vcpus);
+        self.shared_changed(index, done)
     }
 
     /// Interrupts that `vcpu` should see, active ones and those that want to become so: one bit each,

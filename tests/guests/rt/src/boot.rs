@@ -35,6 +35,10 @@ pub struct BootInfo {
     pub stray: bool,
     /// Value of `fp=N` in the command line: how often each vCPU checks its FP registers.
     pub fp: Option<u64>,
+    /// Value of `cases=N` in the command line: how many cases of each kind a hostile guest tries.
+    pub cases: Option<u64>,
+    /// Value of `seed=N` in the command line: where its random numbers start.
+    pub seed: Option<u64>,
     /// Value of `serve=N` in the command line: how many lives of its peers the guest at the serving end
     /// of channels waits for.
     pub serve: Option<u64>,
@@ -115,6 +119,8 @@ pub unsafe fn parse(address: u64) -> Result<BootInfo, &'static str> {
         one_core: flag("one-core"),
         stray: flag("stray"),
         fp: number("fp"),
+        cases: number("cases"),
+        seed: number("seed"),
         serve: number("serve"),
         last: flag("last"),
         channels: channels(&tree)?,

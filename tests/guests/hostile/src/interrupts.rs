@@ -1,0 +1,221 @@
+//! Storms: SGIs, shared interrupts made pending by software, levels that stay high, and an
+//! interrupt controller whose settings change all the while.
+
+use core::arch::asm;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use guest_rt::{MAX_CPUS, cpu_index, mmu};
+
+use crate::guest::Guest;
+use crate::rng::Rng;
+use crate::space::{GICD, GICR, UART};
+
+/// Bytes from one redistributor to the next, and from its first frame to the second.
+const GICR_STRIDE: u64 = 0x2_0000;
+const SGI_FRAME: u64 = 0x1_0000;
+const UART_INTID: u32 = 33;
+const VTIMER_INTID: u32 = 27;
+const UARTIMSC: u64 = 0x38;
+/// Cases of one batch.
+const BATCH: u64 = 128;
+/// Every so many interrupts in a row, the handler turns off what it is interrupted by.
+const PATIENCE: u64 = 16;
+
+/// Interrupts that each vCPU took.
+static TAKEN: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
+
+/// Interrupts that all vCPUs took.
+pub(crate) fn taken() -> u64 {
+    TAKEN.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+}
+
+macro_rules! read {
+    ($register:literal) => {{
+        let value: u64;
+        // SAFETY: reading a register of the CPU interface or the timer; acknowledging an interrupt
+        // has no effect on memory.
+        unsafe { asm!(concat!("mrs {}, ", $register), out(reg) value, options(nostack)) }
+        value
+    }};
+}
+
+macro_rules! write {
+    ($register:literal, $value:expr) => {{
+        let value: u64 = $value;
+        // SAFETY: registers of the CPU interface and the timer have no effect on memory, and the
+        // handlers keep all registers.
+        unsafe { asm!(concat!("msr ", $register, ", {}"), in(reg) value, options(nostack)) }
+    }};
+}
+
+/// Stores a word to a device register that exists.
+fn store(ipa: u64, value: u32) {
+    let register = mmu::device::<u32>(ipa);
+    // SAFETY: the window maps device registers there, and no object of Rust lies in them.
+    unsafe {
+        asm!("str {:w}, [{}]", in(reg) value, in(reg) register.as_ptr(), options(nostack));
+    }
+}
+
+/// Settings with which the virtual timer and SGIs arrive.
+pub(crate) fn restore() {
+    store(GICD, 0b11);
+    let frame = GICR + GICR_STRIDE * cpu_index() as u64 + SGI_FRAME;
+    store(frame + 0x80, u32::MAX); // IGROUPR0
+    store(frame + 0x100, 1 << VTIMER_INTID | 0xffff); // ISENABLER0
+    for word in 0..8 {
+        store(frame + 0x400 + 4 * word, 0x8080_8080); // IPRIORITYR
+    }
+    store(frame + 0x380, u32::MAX); // ICACTIVER0
+    // Interrupts that were never ended hold up all others no longer.
+    write!("icc_ap0r0_el1", 0);
+    write!("icc_ap1r0_el1", 0);
+    write!("icc_ctlr_el1", 0);
+    write!("icc_pmr_el1", 0xff);
+    write!("icc_igrpen0_el1", 1);
+    write!("icc_igrpen1_el1", 1);
+    unmask();
+}
+
+/// Turns everything off that could still interrupt.
+pub(crate) fn quiet() {
+    write!("cntv_ctl_el0", 0);
+    write!("icc_igrpen0_el1", 0);
+    write!("icc_igrpen1_el1", 0);
+    // SAFETY: masking interrupts breaks no invariant of Rust code.
+    unsafe { asm!("msr daifset, #3", options(nostack)) }
+}
+
+/// Unmasks IRQ and FIQ.
+pub(crate) fn unmask() {
+    // SAFETY: the handlers keep all registers.
+    unsafe { asm!("msr daifclr, #3", options(nostack)) }
+}
+
+/// Takes interrupts of one group, 0 or 1.
+#[unsafe(no_mangle)]
+extern "C" fn hostile_interrupt(group: u64) {
+    let taken = TAKEN[cpu_index()].fetch_add(1, Ordering::Relaxed);
+    for _ in 0..8 {
+        let intid = if group == 0 { read!("icc_iar0_el1") } else { read!("icc_iar1_el1") };
+        if intid >= 1020 {
+            break;
+        }
+        if taken.is_multiple_of(PATIENCE) {
+            silence(intid as u32);
+        }
+        // At times an interrupt is never ended; the timer's always is, since it ends waits.
+        if intid == u64::from(VTIMER_INTID) || !taken.is_multiple_of(61) {
+            match group {
+                0 => write!("icc_eoir0_el1", intid),
+                _ => write!("icc_eoir1_el1", intid),
+            }
+            if read!("icc_ctlr_el1") & 2 != 0 {
+                write!("icc_dir_el1", intid);
+            }
+        }
+    }
+}
+
+/// Makes a source stop.
+fn silence(intid: u32) {
+    let frame = GICR + GICR_STRIDE * cpu_index() as u64 + SGI_FRAME;
+    match intid {
+        // Later, and not never: somebody may be about to wait for it.
+        VTIMER_INTID => {
+            write!("cntv_tval_el0", 100_000);
+            return;
+        }
+        UART_INTID => store(UART + UARTIMSC, 0),
+        _ => {}
+    }
+    match intid {
+        0..32 => store(frame + 0x180, 1 << intid), // ICENABLER0
+        _ => store(GICD + 0x180 + 4 * u64::from(intid / 32), 1 << (intid % 32)),
+    }
+}
+
+/// Random settings and interrupts, with interrupts unmasked.
+pub(crate) fn storm(guest: &mut Guest) -> u64 {
+    for _ in 0..BATCH {
+        match guest.rng.below(12) {
+            0..=3 => sgi(guest),
+            4 | 5 => distributor(&mut guest.rng),
+            6 | 7 => redistributor(guest),
+            8 => cpu_interface(&mut guest.rng),
+            9 => {
+                // A level that stays high, at once or soon.
+                write!("cntv_tval_el0", guest.rng.below(2000));
+                write!("cntv_ctl_el0", guest.rng.below(4));
+            }
+            10 => store(UART + UARTIMSC, guest.rng.next() as u32),
+            _ => restore(),
+        }
+        unmask();
+    }
+    restore();
+    BATCH
+}
+
+fn sgi(guest: &mut Guest) {
+    let rng = &mut guest.rng;
+    let value = match rng.below(4) {
+        0 => rng.next(),
+        1 => 1 << 40 | rng.below(16) << 24,
+        _ => rng.below(16) << 24 | rng.below(1 << guest.cpus),
+    };
+    match rng.below(4) {
+        0 => write!("icc_sgi0r_el1", value),
+        1 => write!("icc_asgi1r_el1", value),
+        _ => write!("icc_sgi1r_el1", value),
+    }
+}
+
+/// Group, enable, pending, active, priority, configuration, route of shared interrupts.
+fn distributor(rng: &mut Rng) {
+    let value = rng.next() as u32;
+    let bank = 4 * (1 + rng.below(4));
+    match rng.below(11) {
+        0 => store(GICD + 0x80 + bank, value),
+        1..=3 => store(GICD + 0x100 + bank, value),
+        4 => store(GICD + 0x180 + bank, value),
+        5 => store(GICD + 0x200 + bank, value),
+        6 => store(GICD + 0x280 + bank, value),
+        7 => store(GICD + 0x300 + 0x80 * rng.below(2) + bank, value),
+        8 => store(GICD + 0x400 + 4 * rng.below(32), value),
+        9 => store(GICD + 0xc00 + 4 * rng.below(8), value),
+        _ => store(GICD + 0x6100 + 4 * rng.below(192), value & 0xff_0003),
+    }
+}
+
+/// The same of private interrupts, of this vCPU or of another one.
+fn redistributor(guest: &mut Guest) {
+    let rng = &mut guest.rng;
+    let frame = GICR + GICR_STRIDE * rng.below(guest.cpus as u64) + SGI_FRAME;
+    let value = rng.next() as u32;
+    match rng.below(9) {
+        0 => store(frame + 0x80, value),
+        1 | 2 => store(frame + 0x100 + 0x80 * rng.below(2), value),
+        3 | 4 => store(frame + 0x200 + 0x80 * rng.below(2), value),
+        5 => store(frame + 0x300 + 0x80 * rng.below(2), value),
+        6 => store(frame + 0x400 + 4 * rng.below(8), value),
+        7 => store(frame + 0xc04, value),
+        _ => store(frame - SGI_FRAME + 0x14, value),
+    }
+}
+
+fn cpu_interface(rng: &mut Rng) {
+    let value = rng.next();
+    match rng.below(10) {
+        0 => write!("icc_pmr_el1", value & 0xff),
+        1 => write!("icc_bpr0_el1", value & 7),
+        2 => write!("icc_bpr1_el1", value & 7),
+        3 => write!("icc_ctlr_el1", value & 0x43),
+        4 => write!("icc_igrpen0_el1", value & 1),
+        5 => write!("icc_igrpen1_el1", value & 1),
+        6 => write!("icc_dir_el1", rng.below(160)),
+        7 => write!("icc_eoir1_el1", rng.below(160)),
+        8 => write!("icc_ap1r0_el1", value & 0xffff_ffff),
+        _ => write!("icc_dir_el1", rng.number() & 0xffff_ffff),
+    }
+}
