@@ -19,6 +19,8 @@ mod console;
 pub mod crc32;
 pub mod exit;
 pub mod fdt;
+#[cfg(test)]
+mod fuzz_tests;
 pub mod host_call;
 pub mod ids;
 pub mod layout;

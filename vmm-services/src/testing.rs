@@ -1,4 +1,4 @@
-//! Bundles for tests.
+//! What tests have in common: bundles, images, trees, and the surroundings of services.
 
 use crate::MemoryFault;
 use crate::crc32;
@@ -89,6 +89,107 @@ pub(crate) fn image(text_offset: u64, length: usize, image_size: u64) -> Vec<u8>
     bytes[24..32].copy_from_slice(&0xa_u64.to_le_bytes());
     bytes[56..60].copy_from_slice(b"ARM\x64");
     bytes
+}
+
+/// An ELF64 executable with these PT_LOAD segments: (p_paddr, p_vaddr, file bytes, p_memsz).
+pub(crate) fn elf(entry: u64, loads: &[(u64, u64, usize, u64)]) -> Vec<u8> {
+    let mut file = vec![0; 64 + 56 * loads.len()];
+    file[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    file[16..20].copy_from_slice(&[2, 0, 183, 0]);
+    file[24..32].copy_from_slice(&entry.to_le_bytes());
+    file[32..40].copy_from_slice(&64_u64.to_le_bytes());
+    file[54..58].copy_from_slice(&[56, 0, loads.len() as u8, 0]);
+    for (i, &(paddr, vaddr, filesz, memsz)) in loads.iter().enumerate() {
+        let offset = file.len() as u64;
+        let fields = [offset, vaddr, paddr, filesz as u64, memsz, 0x1000];
+        let at = 64 + 56 * i;
+        file[at..at + 4].copy_from_slice(&1_u32.to_le_bytes());
+        for (j, field) in fields.iter().enumerate() {
+            file[at + 8 * (j + 1)..at + 8 * (j + 2)].copy_from_slice(&field.to_le_bytes());
+        }
+        file.extend((0..filesz).map(|b| b as u8 | 1));
+    }
+    file
+}
+
+/// A tree like the one that TF-A hands over on QEMU's `virt`: secure memory, secure UART and a
+/// reservation for the RMM are in it.
+pub(crate) fn machine_tree() -> Vec<u8> {
+    let mut buffer = vec![0; 0x4000];
+    let mut w = FdtWriter::new(&mut buffer);
+    w.property_u32("#address-cells", 2);
+    w.property_u32("#size-cells", 2);
+    w.begin_node("psci");
+    w.property_strs("compatible", &["arm,psci-1.0", "arm,psci-0.2", "arm,psci"]);
+    w.property_str("method", "smc");
+    w.end_node();
+    w.begin_node("memory@40000000");
+    w.property_str("device_type", "memory");
+    w.property_u64s("reg", &[0x4000_0000, 0xc000_0000]);
+    w.end_node();
+    w.begin_node("secram@e000000");
+    w.property_str("device_type", "memory");
+    w.property_u64s("reg", &[0x0e00_0000, 0x100_0000]);
+    w.property_str("status", "disabled");
+    w.property_str("secure-status", "okay");
+    w.end_node();
+    w.begin_node("reserved-memory");
+    w.property_u32("#address-cells", 2);
+    w.property_u32("#size-cells", 2);
+    w.property_empty("ranges");
+    w.begin_node("rmm@40100000");
+    w.property_u64s("reg", &[0x4010_0000, 0x180_0000]);
+    w.property_empty("no-map");
+    w.end_node();
+    w.begin_node("pool");
+    w.property_u64("size", 0x1000);
+    w.end_node();
+    w.end_node();
+    w.begin_node("cpus");
+    w.property_u32("#address-cells", 1);
+    w.property_u32("#size-cells", 0);
+    for (name, reg, method) in [("cpu@0", 0, "psci"), ("cpu@1", 1, "spin-table"), ("cpu@2", 2, "")]
+    {
+        w.begin_node(name);
+        w.property_str("device_type", "cpu");
+        w.property_u32("reg", reg);
+        w.property_str("enable-method", method);
+        w.property_u64("cpu-release-addr", 0xe0);
+        w.end_node();
+    }
+    w.begin_node("cpu-map");
+    w.end_node();
+    w.end_node();
+    w.begin_node("pl011@9040000");
+    w.property_strs("compatible", &["arm,pl011", "arm,primecell"]);
+    w.property_u64s("reg", &[0x904_0000, 0x1000]);
+    w.property_str("status", "disabled");
+    w.end_node();
+    w.begin_node("pl011@9000000");
+    w.property_strs("compatible", &["arm,pl011", "arm,primecell"]);
+    w.property_u64s("reg", &[0x900_0000, 0x1000]);
+    w.property_cells("interrupts", &[0, 1, 4]);
+    w.end_node();
+    w.begin_node("intc@8000000");
+    w.property_str("compatible", "arm,gic-v3");
+    w.property_u32("#interrupt-cells", 3);
+    w.property_u32("#redistributor-regions", 1);
+    w.property_u64s("reg", &[0x800_0000, 0x1_0000, 0x80a_0000, 0xf6_0000]);
+    w.property_cells("interrupts", &[1, 9, 4]);
+    w.end_node();
+    w.begin_node("timer");
+    w.property_strs("compatible", &["arm,armv8-timer", "arm,armv7-timer"]);
+    w.property_cells("interrupts", &[1, 13, 4, 1, 14, 4, 1, 11, 4, 1, 10, 4]);
+    w.end_node();
+    w.begin_node("chosen");
+    w.property_str("stdout-path", "/pl011@9000000:115200n8");
+    w.property_str("bootargs", "loglevel=7");
+    w.property_u32("linux,initrd-start", 0x4800_0000);
+    w.property_u64("linux,initrd-end", 0x4900_0000);
+    w.end_node();
+    let length = w.finish().unwrap();
+    buffer.truncate(length);
+    buffer
 }
 
 /// Writes a bundle with root properties `root` beside the usual ones.

@@ -1,10 +1,9 @@
 //! An RMM that answers garbage: the driver neither panics nor hangs, writes only to its own pages, and the
 //! ledger still accounts for each granule.
 //!
-//! Runs for a few seconds; `CCA_FUZZ_SECONDS` says for how long instead, and `CCA_FUZZ_SEED` repeats a case.
+//! The crate `fuzz` says how to run this for longer.
 
 use std::cell::{Cell, RefCell};
-use std::time::{Duration, Instant};
 
 use cca_host::plan::{BuildPlan, IpaRange, PageSource, Segment};
 use cca_host::{
@@ -12,6 +11,7 @@ use cca_host::{
     SharedAttrs,
 };
 use cca_tests::{Rig, Services, abis, run_to_end, with_world_of};
+use fuzz::Input;
 use mm::ledger::{GranuleState, Ledger, Owner, PhysRange, Use};
 use mm::{Ipa, PAGE_SIZE, PhysAddr};
 
@@ -24,39 +24,23 @@ const REALM_RAM: u64 = 0x4000_0000;
 /// in this machine a few times its 4096 granules.
 const MAX_CALLS: u64 = 400_000;
 
-/// A linear congruential generator: repeatable, and good enough to make garbage.
-struct Garbage(Cell<u64>);
-
-impl Garbage {
-    fn next(&self) -> u64 {
-        let state =
-            self.0.get().wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        self.0.set(state);
-        state >> 32 ^ state << 20
-    }
-
-    fn below(&self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    /// A number that might be taken for something: small, an address, a bit more than that, or anything.
-    fn word(&self, near: u64) -> u64 {
-        match self.below(8) {
-            0 => 0,
-            1 => self.below(8),
-            2 => RAM_BASE + self.below(RAM_BYTES / PAGE_SIZE) * PAGE_SIZE,
-            3 => near.wrapping_add(PAGE_SIZE << self.below(20)),
-            4 => near,
-            5 => self.below(1 << 40) & !(PAGE_SIZE - 1),
-            6 => (RAM_BASE + self.below(RAM_BYTES)) | (1 << 2),
-            _ => self.next().wrapping_mul(self.next()),
-        }
+/// A number that might be taken for something: small, an address, a bit more than that, or anything.
+fn word(garbage: &Input, near: u64) -> u64 {
+    match garbage.below(8) {
+        0 => 0,
+        1 => garbage.below(8),
+        2 => RAM_BASE + garbage.below(RAM_BYTES / PAGE_SIZE) * PAGE_SIZE,
+        3 => near.wrapping_add(PAGE_SIZE << garbage.below(20)),
+        4 => near,
+        5 => garbage.below(1 << 40) & !(PAGE_SIZE - 1),
+        6 => (RAM_BASE + garbage.below(RAM_BYTES)) | (1 << 2),
+        _ => garbage.word(),
     }
 }
 
 /// The machine: memory of the normal world, and garbage.
 struct Liar<'l> {
-    garbage: Garbage,
+    garbage: &'l Input,
     ledger: &'l Ledger<'static>,
     memory: RefCell<Vec<u8>>,
     calls: Cell<u64>,
@@ -94,7 +78,7 @@ impl Conduit for &Liar<'_> {
             let mut memory = self.memory.borrow_mut();
             let start = (args[1] - RAM_BASE) as usize + 0x800;
             for at in (start..start + 0x800).step_by(8) {
-                let word = self.garbage.word(REALM_RAM).to_le_bytes();
+                let word = word(self.garbage, REALM_RAM).to_le_bytes();
                 memory[at..at + 8].copy_from_slice(&word);
             }
             let reason = self.garbage.below(8).to_le_bytes();
@@ -107,13 +91,13 @@ impl Conduit for &Liar<'_> {
                 0 => self.garbage.below(18),
                 1 => 4 | self.garbage.below(5) << 8,
                 2 => 13 | self.garbage.below(8) << 8,
-                _ => self.garbage.word(0),
+                _ => word(self.garbage, 0),
             }
         };
         let mut answer = [0; 8];
         answer[0] = status;
         for (index, register) in answer.iter_mut().enumerate().skip(1) {
-            *register = self.garbage.word(args[index % 4]);
+            *register = word(self.garbage, args[index % 4]);
         }
         answer
     }
@@ -166,8 +150,7 @@ fn exercise<H: Host>(rmm: &Rmm<'_, H>, source: PhysAddr) {
 }
 
 /// One life of a realm under a lying RMM.
-fn live(seed: u64) {
-    let garbage = Garbage(Cell::new(seed));
+fn live(garbage: &Input) {
     let v2 = garbage.below(2) == 1;
     let honesty = 12 + garbage.below(5);
     let ram = [PhysRange::new(PhysAddr::new(RAM_BASE), PhysAddr::new(RAM_BASE + RAM_BYTES))];
@@ -188,7 +171,7 @@ fn live(seed: u64) {
 /// The reference RMM, some of whose answers are replaced by garbage on the way.
 struct Corrupted<'r> {
     rig: &'r Rig,
-    garbage: Garbage,
+    garbage: &'r Input,
     /// One register of one in so many answers is replaced.
     rarity: u64,
 }
@@ -197,11 +180,11 @@ impl Conduit for &Corrupted<'_> {
     fn call(&self, fid: u64, args: [u64; 7]) -> [u64; 8] {
         let mut answer = self.rig.call(fid, args);
         if self.garbage.below(self.rarity) == 0 {
-            let register = self.garbage.below(4) as usize;
+            let register = self.garbage.index(4);
             answer[register] = if register == 0 && self.garbage.below(4) != 0 {
                 self.garbage.below(18) | self.garbage.below(6) << 8
             } else {
-                self.garbage.word(args[self.garbage.below(4) as usize])
+                word(self.garbage, args[self.garbage.index(4)])
             };
         }
         answer
@@ -219,9 +202,8 @@ impl HostMemory for &Corrupted<'_> {
 }
 
 /// One life of a realm whose RMM's answers are corrupted now and then.
-fn live_corrupted(seed: u64) {
-    let garbage = Garbage(Cell::new(seed));
-    let abi = abis()[garbage.below(abis().len() as u64) as usize];
+fn live_corrupted(garbage: &Input) {
+    let abi = garbage.pick(&abis());
     let rarity = 5 << garbage.below(7);
     with_world_of(16 << 20, abi, |world| {
         let total = world.ledger.census().total();
@@ -245,32 +227,12 @@ fn live_corrupted(seed: u64) {
     });
 }
 
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
-/// Runs cases until the time is up.
-fn fuzz(live: fn(u64), what: &str) {
-    if let Some(seed) = setting("CCA_FUZZ_SEED") {
-        return live(seed);
-    }
-    let end = Instant::now() + Duration::from_secs(setting("CCA_FUZZ_SECONDS").unwrap_or(5));
-    let mut seed = 0;
-    while Instant::now() < end {
-        let case = std::panic::catch_unwind(|| live(seed));
-        assert!(case.is_ok(), "CCA_FUZZ_SEED={seed} repeats this");
-        seed += 1;
-    }
-    println!("{seed} lives under {what} survived");
-    assert!(seed > 20, "too slow to mean anything");
+#[test]
+fn fuzz_driver_under_garbage() {
+    fuzz::run("driver under an RMM that answers garbage", live);
 }
 
 #[test]
-fn garbage_is_survived() {
-    fuzz(live, "an RMM that answers garbage");
-}
-
-#[test]
-fn corrupted_answers_are_survived() {
-    fuzz(live_corrupted, "an RMM whose answers are corrupted");
+fn fuzz_driver_under_corruption() {
+    fuzz::run("driver under an RMM whose answers are corrupted", live_corrupted);
 }

@@ -1,7 +1,7 @@
 use super::{FDT_MAX, LoadError, LoadPlan, Source, plan};
 use crate::fdt::Fdt;
 use crate::manifest::{Bundle, names};
-use crate::testing::{Vm, bundle, cell, image, text, wide};
+use crate::testing::{Vm, bundle, cell, elf, image, text, wide};
 use mm::Ipa;
 use proptest::prelude::*;
 use std::vec;
@@ -31,27 +31,6 @@ fn page(loaded: &Loaded, ipa: u64) -> Option<[u8; 4096]> {
 fn segments(loaded: &Loaded) -> Vec<(u64, u64, u64)> {
     let plan = loaded.plan.as_ref().unwrap();
     plan.segments.iter().map(|s| (s.ipa.get(), s.size, s.length)).collect()
-}
-
-/// An ELF64 executable with these PT_LOAD segments: (p_paddr, p_vaddr, file bytes, p_memsz).
-fn elf(entry: u64, loads: &[(u64, u64, usize, u64)]) -> Vec<u8> {
-    let mut file = vec![0; 64 + 56 * loads.len()];
-    file[..6].copy_from_slice(b"\x7fELF\x02\x01");
-    file[16..20].copy_from_slice(&[2, 0, 183, 0]);
-    file[24..32].copy_from_slice(&entry.to_le_bytes());
-    file[32..40].copy_from_slice(&64_u64.to_le_bytes());
-    file[54..58].copy_from_slice(&[56, 0, loads.len() as u8, 0]);
-    for (i, &(paddr, vaddr, filesz, memsz)) in loads.iter().enumerate() {
-        let offset = file.len() as u64;
-        let fields = [offset, vaddr, paddr, filesz as u64, memsz, 0x1000];
-        let at = 64 + 56 * i;
-        file[at..at + 4].copy_from_slice(&1_u32.to_le_bytes());
-        for (j, field) in fields.iter().enumerate() {
-            file[at + 8 * (j + 1)..at + 8 * (j + 2)].copy_from_slice(&field.to_le_bytes());
-        }
-        file.extend((0..filesz).map(|b| b as u8 | 1));
-    }
-    file
 }
 
 fn with_kernel(kernel: Vec<u8>, kind: &'static str) -> Vm {
