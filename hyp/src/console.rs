@@ -3,7 +3,9 @@
 //! Everything that the hypervisor says goes through here a line at a time, so that lines of
 //! different cores do not mix. Below them is, if there is one, the line that the operator types.
 
+use crate::arch::layout::MAX_CORES;
 use crate::arch::percpu::core_index;
+use crate::cores;
 use crate::irq::{self, IrqError};
 use crate::panic;
 use crate::sync::Lock;
@@ -182,6 +184,18 @@ pub fn enable_input(intid: u32) -> Result<(), IrqError> {
         console.receive();
     }
     Ok(())
+}
+
+/// Lets another core take what the console receives, since this one stops.
+pub fn hand_over_input() {
+    let intid = INTERRUPT.load(Ordering::Acquire);
+    let other = (0..MAX_CORES).find(|&core| cores::is_online(core));
+    if intid != 0
+        && let Some(core) = other
+    {
+        // The GIC has this interrupt: it is enabled.
+        let _ = irq::route_spi(intid, core);
+    }
 }
 
 /// Takes what the UART has received if `intid` is its interrupt; `true` if so.

@@ -346,6 +346,21 @@ pub fn enable_spi(intid: u32, enable: bool) -> Result<(), IrqError> {
     distributor.enable_interrupt(id, enable).map_err(failed)
 }
 
+/// Routes a shared interrupt that is enabled to core `index`.
+///
+/// # Errors
+///
+/// If the GIC does not have it, or that core is not up.
+pub fn route_spi(intid: u32, index: usize) -> Result<(), IrqError> {
+    let failed = IrqError::Setting(intid);
+    let affinity = AFFINITY.get(index).map(|affinity| affinity.load(Ordering::Acquire));
+    let affinity = affinity.filter(|affinity| *affinity != u64::MAX).ok_or(failed)?;
+    let number = intid.checked_sub(32).filter(|_| intid < 1020).ok_or(failed)?;
+    let controller = CONTROLLER.get().ok_or(IrqError::Mapping)?;
+    let mut distributor = controller.distributor.lock();
+    distributor.set_routing(IntId::spi(number), Some(affinity)).map_err(|_| failed)
+}
+
 /// Makes core `index` leave its guest, or wake from idling, and look at its run queue. Nothing
 /// happens for a core that is not up.
 pub fn kick(index: usize) {

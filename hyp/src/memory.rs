@@ -46,7 +46,7 @@ impl core::error::Error for MapFailed {}
 /// If the tables do not hold it.
 pub fn switch_to_final_tables() -> Result<(), MapFailed> {
     let image = layout::image();
-    let pool: &'static mut [TablePage] = alloc::tables();
+    let pool: &'static mut [TablePage] = TABLES.leak();
     let mut map = Stage1::new(pool)
         .map_err(|reason| MapFailed { range: PhysRange::new(image.start, image.end), reason })?;
     let sections = [
@@ -69,18 +69,7 @@ pub fn switch_to_final_tables() -> Result<(), MapFailed> {
 }
 
 mod alloc {
-    use super::{TABLE_PAGES, TABLES, TablePage};
     use mm::ledger::PhysRange;
-
-    /// The pool of table pages, for the one caller at boot.
-    pub(super) fn tables() -> &'static mut [TablePage] {
-        let mut guard = TABLES.lock();
-        let first = guard.as_mut_ptr();
-        // Nobody can take the lock again: the pages belong to the one map from now on.
-        core::mem::forget(guard);
-        // SAFETY: the lock is never released, so that this is the only reference to the static.
-        unsafe { core::slice::from_raw_parts_mut(first, TABLE_PAGES) }
-    }
 
     /// Zeroed words at the start of `range`.
     ///

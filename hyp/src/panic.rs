@@ -3,9 +3,11 @@
 use crate::arch::layout::MAX_CORES;
 use crate::arch::percpu::core_index;
 use crate::arch::{cpu, psci};
+use crate::vm::{Reason, abandon};
 use crate::{console, println};
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicU32, Ordering};
+use spin::Once;
 
 /// Bit per core that reports, or has reported, a fatal error.
 static FAILING: AtomicU32 = AtomicU32::new(0);
@@ -18,29 +20,41 @@ pub fn this_core_is_failing() -> bool {
     FAILING.load(Ordering::Relaxed) & 1 << core_index() != 0
 }
 
-/// Cores that have stopped on a fatal error: one bit per core index.
-#[must_use]
-pub fn failed_cores() -> u32 {
-    FAILING.load(Ordering::Relaxed)
-}
+/// Why each core that has stopped did so.
+static REASONS: [Once<Reason>; MAX_CORES] = [const { Once::new() }; MAX_CORES];
 
-/// Marks this core as failing. A core that fails again while it reports stops at once.
+/// Marks this core as failing. A core that fails again while it reports may have left the others
+/// waiting for it: the machine powers off.
 pub fn begin_fatal_report() {
     let bit = 1 << core_index();
     if FAILING.fetch_or(bit, Ordering::Relaxed) & bit != 0 {
-        cpu::park();
+        println!("scenario: failed (core {} failed while it reported a failure)", core_index());
+        power_off();
     }
 }
 
-/// Stops this core after a fatal report. The other cores go on if there are any that run guests;
-/// the machine powers off when there are none.
-pub fn stop(reason: &str) -> ! {
-    println!("scenario: failed ({reason})");
-    if crate::cores::leave() == 0 {
-        power_off();
+/// Stops this core after a fatal report. The VM whose vCPU it ran ends with it, the other cores and VMs
+/// go on. If it was at something that all need, or no other core is left, the machine powers off.
+pub fn stop(what: &str) -> ! {
+    let core = core_index();
+    if let Some(reason) = REASONS.get(core) {
+        reason.call_once(|| Reason::new(format_args!("{what} on core {core}")));
     }
-    println!("core {} has stopped, the others go on", core_index());
+    match abandon::this_core(what) {
+        Ok(vm) => {
+            println!("core {core} has stopped, and vm {} with it; the others go on", vm.name())
+        }
+        Err(obstacle) => {
+            println!("scenario: failed ({what} on core {core}, {obstacle})");
+            power_off()
+        }
+    }
     cpu::park()
+}
+
+/// Cores that have stopped, and why.
+pub fn stopped_cores() -> impl Iterator<Item = (usize, &'static Reason)> {
+    REASONS.iter().enumerate().filter_map(|(core, reason)| Some((core, reason.get()?)))
 }
 
 /// Powers the machine off, or stops this core if firmware cannot.
@@ -54,6 +68,5 @@ pub fn power_off() -> ! {
 fn panic(info: &PanicInfo<'_>) -> ! {
     begin_fatal_report();
     println!("core {}: {info}", core_index());
-    println!("scenario: failed (panic)");
-    power_off()
+    stop("panic")
 }

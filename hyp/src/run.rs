@@ -293,6 +293,7 @@ fn answer(vcpu: &mut Vcpu, slot: &VcpuSlot, resume: &Resume) -> Flow {
         Resume::Yield => Flow::Leave(Stop::Yield),
         Resume::CpuOn { target, entry, context } => {
             vcpu.turn_on(target, entry, context);
+            selftest::fault(vm);
             if wake(vm, target) { Flow::Leave(Stop::Preempted) } else { Flow::Again }
         }
         Resume::CpuOff => {

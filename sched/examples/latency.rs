@@ -3,6 +3,7 @@
 //! `cargo run -p sched --release --example latency [SECONDS]`
 
 #[path = "../tests/sim/mod.rs"]
+#[expect(dead_code, reason = "stops of cores are for the tests")]
 mod sim;
 
 use sched::{Budget, CoreSet, Params};

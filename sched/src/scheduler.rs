@@ -286,6 +286,30 @@ impl<const CORES: usize, const ENTITIES: usize> Scheduler<CORES, ENTITIES> {
         Pick { next, kicks: self.take_kicks() }
     }
 
+    /// Takes `core` out of service: it will not pick again. The entity that it runs is over
+    /// ([`Stop::Exited`]), those that wait there go to other cores; one that may run on no other waits
+    /// for ever. Returns the cores to kick.
+    #[must_use = "cores that are not kicked do not notice the entities"]
+    pub fn retire(&mut self, core: CoreId, now: u64) -> CoreSet {
+        self.stop(core, now, Stop::Exited);
+        let Some(this) = self.cores.get_mut(core.index()) else { return CoreSet::EMPTY };
+        this.activity = Activity::Offline;
+        this.kicked = false;
+        this.armed = None;
+        for index in 0..ENTITIES {
+            match self.entities[index].phase {
+                Phase::Queued(at) | Phase::Throttled { home: at, .. } if at == core => {
+                    self.unlink(index);
+                    self.make_runnable(index, now);
+                }
+                _ => {}
+            }
+        }
+        self.push_waiting();
+        self.kicks.remove(core);
+        self.take_kicks()
+    }
+
     /// Whether `core` should stop its entity now and pick again: a cheap question for the exits that
     /// the hypervisor handles without leaving the vCPU.
     #[must_use]

@@ -63,6 +63,29 @@ proptest! {
         Sim::<4>::new(&tasks, delays, seed).run(20 * MS);
     }
 
+    /// A core that stops takes along what it runs; all else goes on on the other cores.
+    #[test]
+    fn promises_hold_when_cores_stop(
+        tasks in prop::collection::vec(task(4), 1..14),
+        delays in delays(),
+        seed: u64,
+        stops in prop::sample::subsequence(vec![0u8, 1, 2, 3], 1..4),
+    ) {
+        let mut sim = Sim::<4>::new(&tasks, delays, seed);
+        let mut lost = Vec::new();
+        for (n, &core) in stops.iter().enumerate() {
+            sim.run((n as u64 + 1) * 5 * MS);
+            lost.extend(sim.retire(core));
+        }
+        for &actor in &lost {
+            prop_assert_eq!(sim.scheduler.state(sim.id(actor)), Some(sched::State::Exited));
+        }
+        sim.run(30 * MS);
+        for actor in lost {
+            prop_assert_eq!(sim.scheduler.remove(sim.id(actor)), Ok(()));
+        }
+    }
+
     /// The most urgent entity runs as soon as a kick arrives, whatever else there is.
     #[test]
     fn the_most_urgent_entity_runs_at_once(

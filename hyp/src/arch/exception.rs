@@ -50,6 +50,16 @@ pub(super) extern "C" fn from_el2(slot: u64, frame: &mut Frame) {
     crate::panic::stop("unexpected exception at EL2")
 }
 
+/// Takes an exception that nothing is prepared for: a read where EL2 maps nothing. For the self test.
+pub fn provoke() {
+    /// The last page of the address space, far above all memory of a machine.
+    const NOWHERE: u64 = 0x0000_ffff_ffff_f000;
+    // SAFETY: the read faults; should it not, it changes nothing.
+    unsafe {
+        core::arch::asm!("ldr xzr, [{0}]", in(reg) NOWHERE, options(nostack, readonly));
+    }
+}
+
 fn report(slot: Slot, frame: &Frame) {
     let core = super::percpu::core_index();
     println!("EL2 exception on core {core}: {slot:?}, {}", class_name(frame.esr));

@@ -4,6 +4,7 @@
 //! Locks are taken in this order, and none is held across a guest's run except the vCPU's own:
 //! vCPU, then services, then memory, then the scheduler, then the ledger.
 
+pub mod abandon;
 pub mod build;
 pub mod channel;
 pub mod lifecycle;
@@ -18,7 +19,7 @@ pub mod stats;
 pub mod summary;
 pub mod vcpu;
 
-use crate::sync::Lock;
+use crate::sync::{Lock, VmLock};
 use arrayvec::ArrayString;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -126,11 +127,11 @@ pub struct Vm {
     pub life: Lifecycle<MAX_VCPUS>,
     end: Lock<Option<End>>,
     /// Device models, interrupt controller, power state.
-    pub services: Lock<Option<VmServices>>,
+    pub services: VmLock<Option<VmServices>>,
     /// Whether another VM has something for its devices.
     called: AtomicBool,
     /// RAM and translation tables.
-    pub space: Lock<Space>,
+    pub space: VmLock<Space>,
     /// VMID of a normal VM.
     pub vmid: VmidSlot,
     /// What it cost so far.
@@ -148,9 +149,9 @@ impl Vm {
             spec: Once::new(),
             life: Lifecycle::new(),
             end: Lock::new(None),
-            services: Lock::new(None),
+            services: VmLock::new(None),
             called: AtomicBool::new(false),
-            space: Lock::new(Space::None),
+            space: VmLock::new(Space::None),
             vmid: VmidSlot::new(),
             stats: Stats::new(),
             rounds: AtomicU32::new(0),

@@ -1,7 +1,12 @@
-//! The self test of the scenario `isolation`: proof on the running machine that a realm's granules
-//! are out of reach, even for the hypervisor and even if it is wrong.
+//! Deliberate faults of the hypervisor.
+//!
+//! `granule-protection` (scenario `isolation`): proof on the running machine that a realm's granules
+//! are out of reach, even for the hypervisor and even if it is wrong. `el2-fault`: an exception at EL2
+//! ends one VM, and not the machine.
 
 use super::{Vm, summary};
+use crate::arch::exception;
+use crate::arch::percpu::core_index;
 use crate::arch::probe::{self, ProbeError};
 use crate::println;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +38,21 @@ pub fn work() {
     if !DONE.swap(true, Ordering::AcqRel) {
         test(realm);
     }
+}
+
+/// Takes an exception at EL2, if that is the test, when the first VM turns on another vCPU. It hits
+/// with locks of that VM held.
+pub fn fault(vm: &Vm) {
+    let wanted = super::bundle().and_then(|bundle| bundle.self_test);
+    if wanted != Some(SelfTest::El2Fault) || vm.index != 0 || DONE.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    println!("selftest: an exception at EL2 on core {}, for vm {}", core_index(), vm.name());
+    let services = vm.services.lock();
+    exception::provoke();
+    drop(services);
+    println!("selftest: FAILED, it was not taken");
+    summary::fail_self_test();
 }
 
 /// Whether the test still has to run, so that a scenario that never ran it fails.

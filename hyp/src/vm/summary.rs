@@ -30,10 +30,14 @@ pub fn finish() -> ! {
     super::realm::drain_pool();
     let granules_ok = granules();
     if super::selftest::is_missing() {
-        println!("selftest: FAILED, no realm ran long enough to be tested");
+        println!("selftest: FAILED, no VM ran long enough to be tested");
         fail_self_test();
     }
     let mut ok = granules_ok && !SELF_TEST_FAILED.load(Ordering::Relaxed);
+    for (core, reason) in panic::stopped_cores() {
+        println!("core {core} stopped: {reason}");
+        ok = false;
+    }
     for vm in super::all() {
         ok &= verdict(vm);
     }

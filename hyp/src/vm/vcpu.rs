@@ -9,7 +9,7 @@ use crate::arch::{el1, fp, mitigation, timer, tlb};
 use crate::irq;
 use crate::monitor::trace;
 use crate::run::SCHEDULER;
-use crate::sync::Lock;
+use crate::sync::VmLock;
 use core::sync::atomic::Ordering;
 use mm::Ipa;
 use sched::lifecycle::VcpuStatus;
@@ -26,14 +26,14 @@ static SLOTS: [VcpuSlot; MAX_ENTITIES] = [const { VcpuSlot::new() }; MAX_ENTITIE
 /// Place of one vCPU.
 pub struct VcpuSlot {
     /// The vCPU; locked by the core that runs it for as long as it does.
-    pub state: Lock<Option<Vcpu>>,
+    pub state: VmLock<Option<Vcpu>>,
     /// What others need to know of it meanwhile.
     pub status: VcpuStatus,
 }
 
 impl VcpuSlot {
     const fn new() -> Self {
-        Self { state: Lock::new(None), status: VcpuStatus::new() }
+        Self { state: VmLock::new(None), status: VcpuStatus::new() }
     }
 
     /// Takes the vCPU out, for good.
@@ -70,6 +70,21 @@ pub fn wake_due(now: u64) -> CoreSet {
         let mut scheduler = SCHEDULER.lock();
         if slot.status.take_due(core, now) {
             kicks = kicks.union(scheduler.wake(EntityId(index as u16), now));
+        }
+    }
+    kicks
+}
+
+/// Wakes the vCPUs whose wake-up `core` watches, which it will not do any more, before their time: what
+/// waits for an interrupt may always find none. Returns the cores to kick.
+pub fn wake_watched(core: CoreId, now: u64) -> CoreSet {
+    let mut kicks = CoreSet::EMPTY;
+    for (index, slot) in SLOTS.iter().enumerate() {
+        if slot.status.wake_at(core).is_some() {
+            let mut scheduler = SCHEDULER.lock();
+            if slot.status.take_due(core, u64::MAX) {
+                kicks = kicks.union(scheduler.wake(EntityId(index as u16), now));
+            }
         }
     }
     kicks

@@ -222,6 +222,13 @@ impl<'m> Ledger<'m> {
         Ok(Self { inner: Mutex::new(inner) })
     }
 
+    /// Whether some core is in the middle of a call, or was when it stopped for good.
+    #[cfg(not(loom))]
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.inner.is_locked()
+    }
+
     /// Takes free granules out of the allocator at boot. Parts of `range` outside RAM are ignored;
     /// granules already reserved keep their first reason. Returns the number newly reserved.
     ///

@@ -49,6 +49,7 @@ struct Core {
     /// Counts picks: events of an earlier one are void.
     epoch: u64,
     kicks_in_flight: u32,
+    retired: bool,
 }
 
 struct Actor {
@@ -125,6 +126,27 @@ impl<const CORES: usize> Sim<CORES> {
         }
     }
 
+    /// Takes a core out of service, now; returns the actor that was lost with it.
+    pub(crate) fn retire(&mut self, core: u8) -> Option<usize> {
+        self.account(core);
+        let kicks = self.scheduler.retire(CoreId(core), self.now);
+        assert!(!kicks.contains(CoreId(core)), "kick of a core that was retired");
+        self.send(kicks);
+        let this = &mut self.cores[usize::from(core)];
+        this.retired = true;
+        // Its timers and bursts are void.
+        this.epoch += 1;
+        let lost = this.running.take();
+        self.check();
+        lost
+    }
+
+    /// Whether a core is left that may run the actor.
+    fn can_run(&self, actor: usize) -> bool {
+        let affinity = self.actors[actor].task.params.affinity;
+        (0..CORES).any(|core| affinity.contains(CoreId(core as u8)) && !self.cores[core].retired)
+    }
+
     /// Time that an actor has run, the run under way included.
     pub(crate) fn run_ns(&self, actor: usize) -> u64 {
         let current = self.cores.iter().find(|core| core.running == Some(actor));
@@ -169,7 +191,9 @@ impl<const CORES: usize> Sim<CORES> {
             Event::Wake(actor) => self.wake(actor),
             Event::Kick(core) => {
                 self.cores[usize::from(core)].kicks_in_flight -= 1;
-                self.pick(core);
+                if !self.cores[usize::from(core)].retired {
+                    self.pick(core);
+                }
             }
             Event::Timer { core, epoch } if self.is_current(core, epoch) => {
                 self.timer_interrupts += 1;
@@ -291,7 +315,9 @@ impl<const CORES: usize> Sim<CORES> {
                 _ => assert!(runs_on.is_empty(), "runs while {state:?}"),
             }
             assert!(state != State::Blocked || actor.pending == 0, "lost wake-up");
-            if let State::Throttled { until } = state {
+            if let State::Throttled { until } = state
+                && self.can_run(index)
+            {
                 let late = self.delays.timer_ns + self.delays.kick_ns;
                 assert!(self.now <= until + late, "throttled since {until} at {}", self.now);
             }
@@ -321,7 +347,9 @@ impl<const CORES: usize> Sim<CORES> {
         (0..CORES).filter(move |&core| {
             let running = self.cores[core].running;
             let priority = running.map(|index| self.actors[index].task.params.priority);
-            params.affinity.contains(CoreId(core as u8)) && priority < Some(params.priority)
+            let available =
+                params.affinity.contains(CoreId(core as u8)) && !self.cores[core].retired;
+            available && priority < Some(params.priority)
         })
     }
 

@@ -53,6 +53,9 @@ pub struct Bundle<'a> {
 pub enum SelfTest {
     /// Touch granules of a running realm and survive the granule protection faults.
     GranuleProtection,
+    /// Take an exception at EL2 while the first VM turns on its second vCPU: it ends that VM, and the
+    /// core that took it.
+    El2Fault,
 }
 
 /// What a VM is.

@@ -15,10 +15,12 @@ pub const TOTAL_SIZE: &str = "total-size";
 pub const CRC32: &str = "crc32";
 /// Root: string.
 pub const SCENARIO: &str = "scenario";
-/// Root, optional: string, [`GRANULE_PROTECTION`].
+/// Root, optional: string, [`GRANULE_PROTECTION`] or [`EL2_FAULT`].
 pub const SELF_TEST: &str = "self-test";
 /// Value of [`SELF_TEST`].
 pub const GRANULE_PROTECTION: &str = "granule-protection";
+/// Value of [`SELF_TEST`].
+pub const EL2_FAULT: &str = "el2-fault";
 /// Root, optional: u32, granules that stay delegated between realms.
 pub const POOL: &str = "pool";
 /// Node with one child per VM, whose node name is the VM's name. Channel: two strings.

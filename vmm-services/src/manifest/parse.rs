@@ -78,6 +78,7 @@ pub(super) fn bundle(bytes: &[u8], crc: Update) -> Result<'_, Bundle<'_>> {
         self_test: match root.optional_str(SELF_TEST)? {
             None => None,
             Some(GRANULE_PROTECTION) => Some(SelfTest::GranuleProtection),
+            Some(EL2_FAULT) => Some(SelfTest::El2Fault),
             Some(_) => return Err(root.fault(SELF_TEST, Fault::BadValue)),
         },
         pool: match root.node.property(POOL) {

@@ -193,6 +193,8 @@ pub(crate) enum DeviceKind {
 pub(crate) enum SelfTest {
     /// Touches granules of a running realm; each access has to fault.
     GranuleProtection,
+    /// Takes an exception at EL2 on behalf of the first VM.
+    El2Fault,
 }
 
 fn one() -> Spanned<u32> {
@@ -220,5 +222,5 @@ names! {
     Fault { Page => "page", Block => "block" }
     Conversions { Any => "any", ToPrivate => "to-private", None => "none" }
     DeviceKind { Uart => "uart", Flash => "flash", Console => "console" }
-    SelfTest { GranuleProtection => "granule-protection" }
+    SelfTest { GranuleProtection => "granule-protection", El2Fault => "el2-fault" }
 }
