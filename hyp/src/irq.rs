@@ -310,6 +310,7 @@ pub fn enable_ppi(intid: u32, enable: bool) -> Result<(), IrqError> {
 /// An interrupt that a guest will deactivate through its list register stays active on the core
 /// where it was taken. It belongs to that vCPU, so it is to be made inactive when another vCPU is
 /// loaded there, and active again where the first one is loaded next.
+#[inline]
 pub fn set_ppis_active(mask: u32, active: bool) {
     if mask == 0 {
         return;

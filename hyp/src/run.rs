@@ -101,7 +101,12 @@ fn wake(vm: &Vm, vcpu: VcpuId) -> bool {
 }
 
 /// Wakes the vCPUs in `set` that are on; `true` if this core has to pick anew.
+#[inline]
 pub fn wake_set(vm: &Vm, set: VcpuSet) -> bool {
+    !set.is_empty() && wake_each(vm, set)
+}
+
+fn wake_each(vm: &Vm, set: VcpuSet) -> bool {
     let mut pick_anew = false;
     for vcpu in set.iter() {
         let slot = vm.entity(vcpu).and_then(vcpu::slot);
@@ -196,7 +201,9 @@ fn step(vcpu: &mut Vcpu, slot: &VcpuSlot) -> Flow {
         pick_anew |= wake_set(vm, rerouted);
         return if pick_anew { Flow::Leave(Stop::Preempted) } else { Flow::Again };
     }
-    let (response, repick) = with_context(vm, |context| services_of_vm.handle(id, &exit, context));
+    let registers = vcpu.registers();
+    let (response, repick) =
+        with_context(vm, |context| services_of_vm.handle(id, &exit, registers, context));
     drop(services);
     let pick_anew = repick | wake_set(vm, rerouted) | wake_set(vm, response.kick);
     match answer(vcpu, slot, &response.resume) {

@@ -146,6 +146,9 @@ impl core::fmt::Debug for SysReg {
 pub const CALL_REGISTERS: usize = 8;
 /// Number of registers that a host call carries (x0 to x30).
 pub const HOST_CALL_REGISTERS: usize = 31;
+/// General registers x0 to x30 of a vCPU that made a call. They go beside the [`Exit`], which is
+/// passed along for every kind of exit and is therefore kept small.
+pub type Registers = [u64; HOST_CALL_REGISTERS];
 
 /// A PSCI request of a realm that its RMM reports to the host (RMM specification, REC exit due to PSCI).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,14 +208,17 @@ pub enum Exit {
         /// Whether it was a store.
         write: bool,
     },
-    /// `HVC #0` or `SMC #0`: a call by the SMC calling convention (Arm DEN 0028), x0 to x7.
-    Smccc([u64; CALL_REGISTERS]),
-    /// `HVC #imm` with another immediate, or a realm's RSI_HOST_CALL: see [`crate::host_call`].
+    /// `HVC #0` or `SMC #0`: a call by the SMC calling convention (Arm DEN 0028), with x0 to x7 of
+    /// [`Registers`].
+    Smccc {
+        /// Function identifier (w0).
+        function: u32,
+    },
+    /// `HVC #imm` with another immediate, or a realm's RSI_HOST_CALL: see [`crate::host_call`]. All of
+    /// [`Registers`] belong to it.
     HostCall {
         /// The immediate.
         imm: u16,
-        /// x0 to x30.
-        args: [u64; HOST_CALL_REGISTERS],
     },
     /// A PSCI request that a realm's RMM reports.
     Psci(PsciNotice),

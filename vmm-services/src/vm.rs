@@ -3,8 +3,8 @@
 use crate::channel::{Endpoint, REGISTERS_SIZE};
 use crate::console::{InputQueue, LineBuffer};
 use crate::exit::{
-    Access, CALL_REGISTERS, Exit, HOST_CALL_REGISTERS, MmioAccess, Resume, Ripas, StopReason,
-    SysReg, WaitKind,
+    Access, CALL_REGISTERS, Exit, MmioAccess, Registers, Resume, Ripas, StopReason, SysReg,
+    WaitKind,
 };
 use crate::host_call;
 use crate::ids::{VcpuId, VcpuSet};
@@ -166,15 +166,22 @@ impl VmServices {
         self.reported_failure
     }
 
-    /// Handles an exit of `vcpu`, whose list registers have been synced ([`Vgic::sync`]).
-    pub fn handle(&mut self, vcpu: VcpuId, exit: &Exit, context: &mut Context<'_>) -> Response {
+    /// Handles an exit of `vcpu`, whose list registers have been synced ([`Vgic::sync`]). `registers`
+    /// count for calls only.
+    pub fn handle(
+        &mut self,
+        vcpu: VcpuId,
+        exit: &Exit,
+        registers: &Registers,
+        context: &mut Context<'_>,
+    ) -> Response {
         let memory = SharedAlias::new(context.memory, self.realm_ipa_bits);
         let context = &mut context.with_memory(&memory);
         let mut response = match exit {
             Exit::Mmio(access) => self.mmio(access, context),
             Exit::Stage2Fault { .. } => Resume::InjectExternalAbort.into(),
-            Exit::Smccc(args) => self.call(vcpu, args, context),
-            Exit::HostCall { imm, args } => self.host_call(*imm, args, context).into(),
+            Exit::Smccc { function } => self.call(vcpu, *function, registers, context),
+            Exit::HostCall { imm } => self.host_call(*imm, registers, context).into(),
             Exit::Psci(notice) => self.power_notice(vcpu, *notice),
             Exit::Wait { kind, deadline } => self.wait(vcpu, *kind, *deadline).into(),
             Exit::SysReg { reg, access } => self.system_register(vcpu, *reg, *access),
@@ -203,10 +210,6 @@ impl VmServices {
             Access::Read => Resume::Read(value),
             Access::Write(_) => Resume::Done,
         };
-        if let Some(located) = self.vgic.locate(access) {
-            let (value, kick) = self.vgic.access(&located);
-            return Response { resume: done(value), kick };
-        }
         let Self { uart, vgic, console: line, typed, .. } = self;
         if let Some(PlacedUart { place, device, polls }) = uart {
             let offset = access.ipa.get().checked_sub(place.base);
@@ -222,6 +225,10 @@ impl VmServices {
                 irq.set_level(place.intid, device.line());
                 return Response { resume: done(value), kick: irq.kick };
             }
+        }
+        if let Some(located) = self.vgic.locate(access) {
+            let (value, kick) = self.vgic.access(&located);
+            return Response { resume: done(value), kick };
         }
         if let Some(response) = self.virtio_access(access) {
             return response;
@@ -244,13 +251,16 @@ impl VmServices {
     fn call(
         &mut self,
         vcpu: VcpuId,
-        args: &[u64; CALL_REGISTERS],
+        function: u32,
+        registers: &Registers,
         context: &Context<'_>,
     ) -> Response {
         if self.is_realm() {
             return protocol("firmware call of a realm");
         }
-        let resume = smccc::call(&mut self.power, vcpu, args, context);
+        let mut args: [u64; CALL_REGISTERS] = core::array::from_fn(|index| registers[index]);
+        args[0] = function.into();
+        let resume = smccc::call(&mut self.power, vcpu, &args, context);
         if let Resume::CpuOn { target, .. } = resume {
             self.vgic.power_on(target);
         }
@@ -301,12 +311,7 @@ impl VmServices {
         Response { resume: Resume::Done, kick }
     }
 
-    fn host_call(
-        &mut self,
-        imm: u16,
-        args: &[u64; HOST_CALL_REGISTERS],
-        context: &mut Context<'_>,
-    ) -> Resume {
+    fn host_call(&mut self, imm: u16, args: &Registers, context: &mut Context<'_>) -> Resume {
         let [first, registers @ ..] = args;
         Resume::HostCallDone(match imm {
             host_call::PUT_STRING => self.put_string(*first, registers, context.console),

@@ -70,7 +70,7 @@ fn detail(exit: &Exit) -> u64 {
     match exit {
         Exit::Mmio(access) => access.ipa.get(),
         Exit::Stage2Fault { ipa, .. } => ipa.get(),
-        Exit::Smccc(registers) => registers[0],
+        Exit::Smccc { function } => u64::from(*function),
         Exit::HostCall { imm, .. } => u64::from(*imm),
         Exit::SysReg { reg, .. } => u64::from(reg.encoding()),
         Exit::RipasChange { base, .. } => base.get(),

@@ -12,7 +12,7 @@ use crate::vm::{Space, Vm};
 use mm::Ipa;
 use mm::stage2::{Access as FaultAccess, FaultOutcome};
 use vmm_services::exit::{
-    Access, CALL_REGISTERS, Exit, FatalCause, MmioAccess, Resume, SysReg, WaitKind, Width,
+    Access, Exit, FatalCause, MmioAccess, Registers, Resume, SysReg, WaitKind, Width,
 };
 use vmm_services::layout;
 use vmm_services::vgic::LrImage;
@@ -155,7 +155,7 @@ impl NormalVcpu {
 
     fn call(&mut self, immediate: u16) -> Outcome {
         if immediate != 0 {
-            return Outcome::Exit(Exit::HostCall { imm: immediate, args: self.context.x });
+            return Outcome::Exit(Exit::HostCall { imm: immediate });
         }
         // What concerns the core itself is done here and now, before the vCPU may move.
         if let Some(result) = mitigation::call(self.context.x[0] as u32, self.context.x[1] as u32) {
@@ -163,9 +163,13 @@ impl NormalVcpu {
             self.context.pc = self.context.pc.wrapping_add(self.completion.advance);
             return Outcome::Handled;
         }
-        let mut registers = [0; CALL_REGISTERS];
-        registers.copy_from_slice(&self.context.x[..CALL_REGISTERS]);
-        Outcome::Exit(Exit::Smccc(registers))
+        Outcome::Exit(Exit::Smccc { function: self.context.x[0] as u32 })
+    }
+
+    /// Registers of the call that the last exit was.
+    #[must_use]
+    pub fn registers(&self) -> &Registers {
+        &self.context.x
     }
 
     fn undefined(&mut self) -> Outcome {

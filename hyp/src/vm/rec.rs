@@ -12,8 +12,8 @@ use cca_host::{
 use core::fmt;
 use mm::{Ipa, PAGE_SIZE};
 use vmm_services::exit::{
-    Access, Exit, FatalCause, HOST_CALL_REGISTERS, MmioAccess, PsciNotice, PsciVerdict, Resume,
-    Ripas, SysReg, WaitKind, Width,
+    Access, Exit, FatalCause, HOST_CALL_REGISTERS, MmioAccess, PsciNotice, PsciVerdict, Registers,
+    Resume, Ripas, SysReg, WaitKind, Width,
 };
 use vmm_services::vgic::{HcrBits, ListRegister, LrImage, Vgic};
 use vmm_services::{VcpuId, layout};
@@ -31,7 +31,7 @@ pub struct RecVcpu {
     /// Virtual CPU interface, where host and realm share the registers (RMI 2.0).
     interface: Option<VirtualInterface>,
     /// Registers of the host call that is being answered.
-    call: [u64; HOST_CALL_REGISTERS],
+    call: Registers,
     /// A RIPAS change has been begun and has to be finished before the next entry.
     changing_ripas: bool,
 }
@@ -147,13 +147,19 @@ impl RecVcpu {
             }
             ExitCause::HostCall(call) => {
                 self.call = call.gprs;
-                Some(Exit::HostCall { imm: call.imm, args: call.gprs })
+                Some(Exit::HostCall { imm: call.imm })
             }
             ExitCause::Sync(sync) => self.sync(sync, vm),
             ExitCause::Unknown { reason } => {
                 Some(self.fail(vm, &format_args!("REC exit with unknown reason {reason}")))
             }
         }
+    }
+
+    /// Registers of the host call that the last exit was.
+    #[must_use]
+    pub fn registers(&self) -> &Registers {
+        &self.call
     }
 
     /// Stops a realm that cannot go on; its RECs leave their cores by the next look at its phase.

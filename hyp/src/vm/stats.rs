@@ -54,7 +54,7 @@ impl Cause {
         match exit {
             Exit::Mmio(_) => Self::Mmio,
             Exit::Stage2Fault { .. } => Self::Fault,
-            Exit::Smccc(_) | Exit::Psci(_) => Self::Call,
+            Exit::Smccc { .. } | Exit::Psci(_) => Self::Call,
             Exit::HostCall { .. } => Self::HostCall,
             Exit::Wait { .. } => Self::Wait,
             Exit::SysReg { access: Access::Read | Access::Write(_), .. } => Self::SysReg,

@@ -15,7 +15,7 @@ use mm::Ipa;
 use sched::lifecycle::VcpuStatus;
 use sched::{CoreId, CoreSet, EntityId};
 use vmm_services::VcpuId;
-use vmm_services::exit::{Exit, FatalCause, Resume};
+use vmm_services::exit::{Exit, FatalCause, Registers, Resume};
 use vmm_services::vgic::{LrImage, Vgic};
 
 /// Most vCPUs of all VMs together.
@@ -153,6 +153,15 @@ impl Vcpu {
         match &mut self.kind {
             Kind::Normal(vcpu) => &mut vcpu.image,
             Kind::Rec(vcpu) => &mut vcpu.image,
+        }
+    }
+
+    /// Registers of the call that the last exit was.
+    #[must_use]
+    pub fn registers(&self) -> &Registers {
+        match &self.kind {
+            Kind::Normal(vcpu) => vcpu.registers(),
+            Kind::Rec(vcpu) => vcpu.registers(),
         }
     }
 

@@ -62,6 +62,12 @@ impl Bank {
         self.pending | self.latched | (self.line & self.level)
     }
 
+    /// Whether nothing is pending or active, whatever is enabled.
+    #[inline]
+    pub(super) fn is_quiet(&self) -> bool {
+        self.pending | (self.line & self.level) | self.active == 0
+    }
+
     /// Pending, enabled and of a forwarded group; latches that moved to a list register left out.
     pub(super) fn wanting(&self, groups: Groups) -> u32 {
         let of_group1 = if groups.group1 { self.group1 } else { 0 };

@@ -161,13 +161,18 @@ impl Vgic {
 
     /// Interrupts that `vcpu` should see, active ones and those that want to become so: one bit each,
     /// the private bank first.
+    #[inline]
     fn candidate_words(&self, vcpu: VcpuId) -> [u32; BANKS] {
         let mut words = [0; BANKS];
         let private = &self.private[vcpu.index()].bank;
-        words[0] = private.wanting(self.groups) | private.active;
+        if !private.is_quiet() {
+            words[0] = private.wanting(self.groups) | private.active;
+        }
         for (word, shared) in words.iter_mut().skip(1).zip(&self.shared) {
-            let owned = shared.owned[vcpu.index()];
-            *word = (shared.bank.wanting(self.groups) | shared.bank.active) & owned;
+            if !shared.bank.is_quiet() {
+                let owned = shared.owned[vcpu.index()];
+                *word = (shared.bank.wanting(self.groups) | shared.bank.active) & owned;
+            }
         }
         words
     }
@@ -262,6 +267,7 @@ impl Vgic {
     }
 
     /// Takes everything back that `image` was lent, if it still is.
+    #[inline]
     fn take_back(&mut self, vcpu: VcpuId, image: &LrImage) {
         if self.private[vcpu.index()].lent_count > 0 {
             self.deactivate_unlisted(vcpu, image.eoi_count);

@@ -1,8 +1,8 @@
 use super::{Context, Response, ServicesConfig, VmServices};
 use crate::channel::{self, End, Endpoint, Link, Window};
 use crate::exit::{
-    Access, CALL_REGISTERS, Exit, FatalCause, HOST_CALL_REGISTERS, MmioAccess, PsciNotice, Resume,
-    Ripas, StopReason, SysReg, WaitKind, Width,
+    Access, CALL_REGISTERS, Exit, FatalCause, HOST_CALL_REGISTERS, MmioAccess, PsciNotice,
+    Registers, Resume, Ripas, StopReason, SysReg, WaitKind, Width,
 };
 use crate::host_call;
 use crate::ids::{VcpuId, VcpuSet};
@@ -70,13 +70,18 @@ impl Rig {
     }
 
     fn handle(&mut self, vcpu: VcpuId, exit: &Exit) -> Response {
+        self.call(vcpu, exit, &[0; HOST_CALL_REGISTERS])
+    }
+
+    /// Handles an exit by a call with these registers.
+    fn call(&mut self, vcpu: VcpuId, exit: &Exit, registers: &Registers) -> Response {
         let mut context = Context {
             memory: &self.memory,
             console: &mut self.lines,
             entropy: &Counting::default(),
             peers: &mut self.peers,
         };
-        self.services.handle(vcpu, exit, &mut context)
+        self.services.handle(vcpu, exit, registers, &mut context)
     }
 
     fn resume(&mut self, exit: &Exit) -> Resume {
@@ -90,7 +95,7 @@ impl Rig {
     fn host_call(&mut self, imm: u16, args: &[u64]) -> u64 {
         let mut all = [0; HOST_CALL_REGISTERS];
         all[..args.len()].copy_from_slice(args);
-        match self.resume(&Exit::HostCall { imm, args: all }) {
+        match self.call(BOOT, &Exit::HostCall { imm }, &all).resume {
             Resume::HostCallDone(status) => status,
             other => panic!("{other:?}"),
         }
@@ -287,7 +292,7 @@ fn realms_and_ordinary_guests_keep_apart() {
     let protocol = |resume| matches!(resume, Resume::Stop(StopReason::Protocol(_)));
     let change = Exit::RipasChange { base: Ipa::new(0), top: Ipa::new(4096), to: Ripas::Ram };
     let notice = Exit::Psci(PsciNotice::CpuOn { target: 1 });
-    let call = Exit::Smccc([0x8400_0000, 0, 0, 0, 0, 0, 0, 0]);
+    let call = Exit::Smccc { function: 0x8400_0000 };
     let (mut vm, mut realm) = (Rig::vm(), Rig::realm());
     assert!(protocol(vm.resume(&change)) && protocol(vm.resume(&notice)));
     assert!(protocol(realm.resume(&call)));
@@ -309,14 +314,8 @@ fn exit() -> impl Strategy<Value = Exit> {
         1 => (any::<u64>(), access.clone()).prop_map(|(ipa, access)| {
             Exit::Mmio(MmioAccess { ipa: Ipa::new(ipa), width: Width::Double, access })
         }),
-        1 => (any::<u32>(), any::<[u64; CALL_REGISTERS - 1]>()).prop_map(|(function, rest)| {
-            let mut args = [u64::from(function); CALL_REGISTERS];
-            args[1..].copy_from_slice(&rest);
-            Exit::Smccc(args)
-        }),
-        1 => (0u16..5, any::<u64>()).prop_map(|(imm, arg)| {
-            Exit::HostCall { imm, args: [arg; HOST_CALL_REGISTERS] }
-        }),
+        1 => any::<u32>().prop_map(|function| Exit::Smccc { function }),
+        1 => (0u16..5).prop_map(|imm| Exit::HostCall { imm }),
         1 => (any::<u32>(), access.clone())
             .prop_map(|(iss, access)| Exit::SysReg { reg: SysReg::from_iss(iss), access }),
         1 => (prop::sample::select(std::vec![
@@ -334,15 +333,17 @@ proptest! {
     #[test]
     fn random_exits_never_panic(
         realm: bool,
-        exits in proptest::collection::vec((0usize..2, exit()), 1..150),
+        exits in proptest::collection::vec(
+            (0usize..2, exit(), any::<[u64; CALL_REGISTERS]>()), 1..150),
     ) {
         let mut rig = if realm { Rig::realm() } else { Rig::vm() };
         let mut images = [LrImage::EMPTY, LrImage::EMPTY];
-        for (index, exit) in exits {
+        for (index, exit, args) in exits {
+            let registers = core::array::from_fn(|register| args[register % args.len()]);
             let vcpu = VcpuId::new(index).unwrap();
             rig.services.vgic_mut().flush(vcpu, &mut images[index]);
             let _ = rig.services.vgic_mut().sync(vcpu, &images[index]);
-            let response = rig.handle(vcpu, &exit);
+            let response = rig.call(vcpu, &exit, &registers);
             prop_assert!(!response.kick.contains(vcpu));
             prop_assert!(response.kick.iter().all(|v| v.index() < 2));
         }
