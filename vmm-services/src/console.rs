@@ -87,6 +87,11 @@ impl InputQueue {
         bytes.len().min(room)
     }
 
+    /// Whether no byte waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
     /// Takes the oldest byte.
     pub(crate) fn pop(&mut self) -> Option<u8> {
         if self.length == 0 {

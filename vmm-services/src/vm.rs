@@ -220,7 +220,9 @@ impl VmServices {
                     *polls = 0;
                     line.put(byte, context.console);
                 }
-                feed(device, typed);
+                if !typed.is_empty() {
+                    feed(device, typed);
+                }
                 let mut irq = IrqLines { vgic, kick: VcpuSet::EMPTY };
                 irq.set_level(place.intid, device.line());
                 return Response { resume: done(value), kick: irq.kick };

@@ -51,7 +51,6 @@ struct Destination {
 }
 
 /// What a trap needs before it can go on.
-#[expect(clippy::large_enum_variant, reason = "made once per exit and taken apart at once")]
 pub enum Outcome {
     /// Ask the services.
     Exit(Exit),

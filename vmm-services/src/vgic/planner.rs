@@ -270,13 +270,14 @@ impl Vgic {
     #[inline]
     fn take_back(&mut self, vcpu: VcpuId, image: &LrImage) {
         if self.private[vcpu.index()].lent_count > 0 {
-            self.deactivate_unlisted(vcpu, image.eoi_count);
             self.reclaim(vcpu, image);
         }
     }
 
     /// Takes lent interrupts back, as the list registers of `image` have them now.
+    #[inline(never)]
     fn reclaim(&mut self, vcpu: VcpuId, image: &LrImage) {
+        self.deactivate_unlisted(vcpu, image.eoi_count);
         let tied = self.tied;
         let private = &mut self.private[vcpu.index()];
         let lent = private.lent;
