@@ -11,6 +11,7 @@ use crate::entropy::MachineEntropy;
 use crate::irq::{self, Completion, Source};
 use crate::monitor;
 use crate::sync::Lock;
+use crate::vm::disks::VmDisks;
 use crate::vm::output::{self, VmConsole};
 use crate::vm::peers::VmPeers;
 use crate::vm::stats::Life;
@@ -247,6 +248,7 @@ fn with_context<R>(vm: &'static Vm, f: impl FnOnce(&mut Context<'_>) -> R) -> (R
         memory: &VmView(vm),
         console: &mut VmConsole(vm),
         entropy: &MachineEntropy,
+        disks: &VmDisks(vm),
         peers: &mut peers,
     });
     (result, peers.pick_anew)

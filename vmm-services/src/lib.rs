@@ -41,5 +41,8 @@ pub mod vm;
 
 pub use exit::{Exit, Resume};
 pub use ids::{MAX_VCPUS, VcpuId, VcpuSet};
-pub use traits::{ConsoleSink, Entropy, EntropyError, GuestMemory, MemoryFault, Peers, VirtualIrq};
+pub use traits::{
+    ConsoleSink, DiskError, Disks, Entropy, EntropyError, GuestMemory, MemoryFault, Peers,
+    VirtualIrq,
+};
 pub use vm::{Response, VmServices};

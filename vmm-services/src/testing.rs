@@ -383,3 +383,31 @@ impl crate::Peers for Alone {
         unreachable!("this VM has no channels")
     }
 }
+
+/// Disks of a VM.
+#[derive(Default)]
+pub(crate) struct RamDisks(pub(crate) Vec<std::cell::RefCell<Vec<u8>>>);
+
+impl RamDisks {
+    fn with<R>(
+        &self,
+        disk: u8,
+        offset: u64,
+        length: usize,
+        f: impl FnOnce(&mut [u8]) -> R,
+    ) -> Result<R, crate::DiskError> {
+        let mut disk = self.0.get(usize::from(disk)).ok_or(crate::DiskError)?.borrow_mut();
+        let bytes = disk.get_mut(offset as usize..).and_then(|tail| tail.get_mut(..length));
+        bytes.map(f).ok_or(crate::DiskError)
+    }
+}
+
+impl crate::Disks for RamDisks {
+    fn read(&self, disk: u8, offset: u64, buf: &mut [u8]) -> Result<(), crate::DiskError> {
+        self.with(disk, offset, buf.len(), |bytes| buf.copy_from_slice(bytes))
+    }
+
+    fn write(&self, disk: u8, offset: u64, data: &[u8]) -> Result<(), crate::DiskError> {
+        self.with(disk, offset, data.len(), |bytes| bytes.copy_from_slice(data))
+    }
+}

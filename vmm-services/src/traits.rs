@@ -102,6 +102,33 @@ pub trait ConsoleSink {
     fn raw(&mut self, _byte: u8) {}
 }
 
+/// A disk does not have the bytes that were asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskError;
+
+impl fmt::Display for DiskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no such bytes on the disk")
+    }
+}
+
+impl core::error::Error for DiskError {}
+
+/// The disks of one VM, by number: those of its block devices in the order of their slots.
+pub trait Disks {
+    /// Copies bytes from `offset` on into `buf`.
+    ///
+    /// # Errors
+    /// [`DiskError`] when the disk does not have them all.
+    fn read(&self, disk: u8, offset: u64, buf: &mut [u8]) -> Result<(), DiskError>;
+
+    /// Copies `data` to the disk at `offset`.
+    ///
+    /// # Errors
+    /// [`DiskError`] when the disk does not have all the bytes; a prefix may be written then.
+    fn write(&self, disk: u8, offset: u64, data: &[u8]) -> Result<(), DiskError>;
+}
+
 /// Why there are no random numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntropyError {

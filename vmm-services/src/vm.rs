@@ -12,7 +12,7 @@ use crate::layout;
 use crate::manifest::{Conversions, Placement, VirtioDevice};
 use crate::psci::PowerState;
 use crate::smccc;
-use crate::traits::{ConsoleSink, Entropy, GuestMemory, Peers, SharedAlias, VirtualIrq};
+use crate::traits::{ConsoleSink, Disks, Entropy, GuestMemory, Peers, SharedAlias, VirtualIrq};
 use crate::uart::Pl011;
 use crate::vgic::{SgiGroup, Vgic, VgicConfig};
 use crate::virtio::{Model, Transport};
@@ -51,6 +51,8 @@ pub struct Context<'a> {
     pub console: &'a mut dyn ConsoleSink,
     /// The machine's random numbers.
     pub entropy: &'a dyn Entropy,
+    /// The VM's disks.
+    pub disks: &'a dyn Disks,
     /// Other VMs.
     pub peers: &'a mut dyn Peers,
 }
@@ -58,7 +60,13 @@ pub struct Context<'a> {
 impl Context<'_> {
     /// The same with other memory.
     fn with_memory<'a>(&'a mut self, memory: &'a dyn GuestMemory) -> Context<'a> {
-        Context { memory, console: self.console, entropy: self.entropy, peers: self.peers }
+        Context {
+            memory,
+            console: self.console,
+            entropy: self.entropy,
+            disks: self.disks,
+            peers: self.peers,
+        }
     }
 }
 
@@ -126,13 +134,12 @@ impl VmServices {
     #[must_use]
     pub fn new(config: &ServicesConfig<'_>) -> Self {
         let vgic = Vgic::new(config.vgic);
-        let virtio = config.virtio.iter().take(layout::MAX_VIRTIO);
         Self {
             power: PowerState::new(vgic.config().vcpus),
             vgic,
             uart: config.uart.map(|place| PlacedUart { place, device: Pl011::new(), polls: 0 }),
             flash: config.flash,
-            virtio: virtio.map(|device| Transport::new(Model::new(device))).collect(),
+            virtio: Model::all(config.virtio).map(Transport::new).collect(),
             channels: config.channels.iter().copied().take(layout::MAX_VM_CHANNELS).collect(),
             console: LineBuffer::default(),
             typed: InputQueue::default(),

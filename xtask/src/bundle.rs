@@ -16,9 +16,11 @@ use vmm_services::manifest::{Bundle, names};
 
 use crate::elf;
 use crate::scenario::{
-    Channel, Device, ImageRef, ImageType, Kind, Refusal, Refused, Scenario, VirtioDevice, Vm,
+    Channel, Device, Disk, ImageRef, ImageType, Kind, Refusal, Refused, Scenario, VirtioDevice, Vm,
 };
 
+/// Bytes of a disk's sector.
+const SECTOR: u64 = 512;
 /// First bytes of a gzip file.
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
@@ -91,12 +93,31 @@ impl Images {
                     refusals.push((image.line, reason));
                 }
             }
+            refusals.extend(images.add_disks(vm));
         }
         if refusals.is_empty() {
             return Ok(images);
         }
         let refusal = |(line, reason)| Refusal { file: scenario.file.clone(), line, reason };
         Err(Refused(refusals.into_iter().map(refusal).collect()))
+    }
+
+    /// Reads the images of a VM's disks; returns what is wrong with them.
+    fn add_disks(&mut self, vm: &Vm) -> Vec<(usize, String)> {
+        let mut refusals = Vec::new();
+        for device in &vm.virtio {
+            let VirtioDevice::Block(disk) = device else { continue };
+            let Some(image) = &disk.image else { continue };
+            match (self.add(image, false), disk.size) {
+                (Err(reason), _) => refusals.push((image.line, reason)),
+                (Ok(bytes), Some(size)) if bytes > size.0 => {
+                    let reason = format!("the image has {bytes} bytes, its disk {size}");
+                    refusals.push((disk.line, reason));
+                }
+                _ => {}
+            }
+        }
+        refusals
     }
 
     /// Reads an image unless it was read; returns its size in bytes. `unpack` says that a gzip file
@@ -160,7 +181,7 @@ fn tree(scenario: &Scenario, images: &Images, tree_size: u64, total: u64) -> Vec
     }
     let mut vms = DeviceTreeNode::new_unchecked(names::VMS);
     for vm in &scenario.vms {
-        let mut node = vm_node(vm);
+        let mut node = vm_node(vm, &placed);
         let mut kernel = image_node(names::KERNEL, placed[&vm.kernel.path]);
         set(&mut kernel, names::TYPE, images.kernel_type(vm).name());
         node.add_child(kernel);
@@ -179,7 +200,7 @@ fn tree(scenario: &Scenario, images: &Images, tree_size: u64, total: u64) -> Vec
     tree.to_dtb()
 }
 
-fn vm_node(vm: &Vm) -> DeviceTreeNode {
+fn vm_node(vm: &Vm, placed: &BTreeMap<PathBuf, Placed>) -> DeviceTreeNode {
     let mut node = DeviceTreeNode::new_unchecked(vm.name.as_str());
     set(&mut node, names::KIND, vm.kind.name());
     set(&mut node, names::VCPUS, vm.vcpus);
@@ -218,7 +239,7 @@ fn vm_node(vm: &Vm) -> DeviceTreeNode {
     if !vm.devices.is_empty() || !vm.virtio.is_empty() {
         let mut devices = devices_node(&vm.devices);
         if !vm.virtio.is_empty() {
-            devices.add_child(virtio_node(&vm.virtio));
+            devices.add_child(virtio_node(&vm.virtio, placed));
         }
         node.add_child(devices);
     }
@@ -243,13 +264,32 @@ fn devices_node(devices: &[Device]) -> DeviceTreeNode {
 }
 
 /// One child per slot, in their order.
-fn virtio_node(devices: &[VirtioDevice]) -> DeviceTreeNode {
+fn virtio_node(devices: &[VirtioDevice], placed: &BTreeMap<PathBuf, Placed>) -> DeviceTreeNode {
     let mut node = DeviceTreeNode::new_unchecked(names::VIRTIO);
     for (slot, device) in devices.iter().enumerate() {
-        let kind = match device {
-            VirtioDevice::Console => names::CONSOLE,
-        };
-        node.add_child(DeviceTreeNode::new_unchecked(format!("{kind}@{slot}")));
+        let child = |kind| DeviceTreeNode::new_unchecked(format!("{kind}@{slot}"));
+        node.add_child(match device {
+            VirtioDevice::Console => child(names::CONSOLE),
+            VirtioDevice::Entropy => child(names::ENTROPY),
+            VirtioDevice::Block(disk) => disk_node(child(names::BLOCK), disk, placed),
+        });
+    }
+    node
+}
+
+fn disk_node(
+    mut node: DeviceTreeNode,
+    disk: &Disk,
+    placed: &BTreeMap<PathBuf, Placed>,
+) -> DeviceTreeNode {
+    let image = disk.image.as_ref().map(|image| placed[&image.path]);
+    let of_image = image.map_or(0, |image| image.size.next_multiple_of(SECTOR));
+    set(&mut node, names::SIZE, disk.size.map_or(of_image, |size| size.0));
+    if disk.read_only {
+        set(&mut node, names::READ_ONLY, [0_u8; 0]);
+    }
+    if let Some(image) = image {
+        node.add_child(image_node(names::IMAGE, image));
     }
     node
 }

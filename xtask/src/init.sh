@@ -1,7 +1,7 @@
 #!/bin/sh
 # Process 1 of the Linux guest: says that user space is reached and powers off. With `linger=N` on
 # the kernel's command line it stays for N seconds and says one line in each; with `shell` there is
-# a shell on the console first.
+# a shell on the console first; with `selftest` it runs the self test.
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev 2>/dev/null
@@ -16,16 +16,19 @@ cpus=$(grep -c ^processor /proc/cpuinfo)
 echo "init: user space reached: Linux $(uname -r), $cpus CPU, $(grep MemTotal /proc/meminfo)"
 linger=0
 shell=
+selftest=
 for word in $(cat /proc/cmdline); do
     case $word in
         linger=*) linger=${word#linger=} ;;
         shell) shell=yes ;;
+        selftest) selftest=yes ;;
     esac
 done
 if [ "$shell" ]; then
     # A session of its own, whose terminal is the console: the shell has line editing and Ctrl-C.
     setsid -c sh -l </dev/ttyAMA0 >/dev/ttyAMA0 2>&1
 fi
+if [ "$selftest" ]; then selftest; fi
 second=0
 while [ "$second" -lt "$linger" ]; do
     sleep 1

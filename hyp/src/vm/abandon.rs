@@ -99,6 +99,9 @@ fn leave_guest() {
 fn break_locks(vm: &'static Vm) {
     // SAFETY: this core parks after this, and never returns to what it was doing.
     unsafe { vm.services.break_if_held(|services| *services = None) };
+    // While its vCPUs run only the contents of disks change.
+    // SAFETY: as above.
+    unsafe { vm.disks.break_if_held(|_| ()) };
     // The memory is neither dropped nor used: its frames stay the VM's in the ledger.
     let discard = |space: &mut Space| core::mem::forget(core::mem::replace(space, Space::None));
     // SAFETY: as above.

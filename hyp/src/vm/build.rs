@@ -5,10 +5,11 @@ use super::normal::NormalVcpu;
 use super::realm::{Construction, Image};
 use super::rec::RecVcpu;
 use super::vcpu::{self, Kind, Vcpu};
-use super::{BUNDLE, Reason, Space, VMS, Vm, channel, lifecycle};
+use super::{BUNDLE, Reason, Space, VMS, Vm, channel, disks, lifecycle};
 use crate::arch::smc::Smc;
 use crate::arch::sysreg::{read_sysreg, write_sysreg};
 use crate::arch::{cpu, timer, tlb, vgic_hw};
+use crate::entropy::MachineEntropy;
 use crate::irq;
 use crate::run::{self, SCHEDULER};
 use crate::sync::Lock;
@@ -19,10 +20,10 @@ use mm::stage2::{Geometry, PaRange, VmidBits};
 use sched::{Budget, CoreSet, Params};
 use spin::Once;
 use vmm_services::loader::{self, FDT_MAX, Source};
-use vmm_services::manifest::{Bundle, Conversions, VmSpec};
+use vmm_services::manifest::{Bundle, Conversions, VirtioDevice, VmSpec};
 use vmm_services::vgic::{HardwarePpi, VgicConfig};
 use vmm_services::vm::{Endpoints, ServicesConfig};
-use vmm_services::{MAX_VCPUS, VcpuId, VmServices, layout};
+use vmm_services::{Entropy, EntropyError, MAX_VCPUS, VcpuId, VmServices, layout};
 
 /// Width of a normal VM's IPA space in bits.
 const IPA_BITS: u32 = 40;
@@ -124,6 +125,8 @@ fn build(vm: &'static Vm) -> Result<(), Reason> {
 /// Why it is refused. What there is has to be taken apart.
 pub fn begin(vm: &'static Vm) -> Result<bool, Reason> {
     with_image(vm, |image| {
+        check_entropy(image.spec)?;
+        disks::build(vm, image.spec, image.bundle)?;
         if image.spec.realm().is_none() {
             build_normal(vm, image)?;
             channel::join(vm)?;
@@ -315,6 +318,14 @@ fn add_vcpu(vm: &'static Vm, spec: &VmSpec<'_>, id: VcpuId, kind: Kind) -> Resul
     let slot = vcpu::slot(entity)
         .ok_or_else(|| Reason::new(format_args!("{id}: no place for another vCPU")))?;
     *slot.state.lock() = Some(Vcpu { vm, id, kind });
+    Ok(())
+}
+
+/// Refuses a VM that is to have random numbers on a machine without a source of them.
+fn check_entropy(spec: &VmSpec<'_>) -> Result<(), Reason> {
+    if spec.devices.virtio.contains(&VirtioDevice::Entropy) && !MachineEntropy.has_source() {
+        return Err(Reason::new(format_args!("{}", EntropyError::NoSource)));
+    }
     Ok(())
 }
 

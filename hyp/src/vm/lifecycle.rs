@@ -2,7 +2,7 @@
 
 use super::output::VmConsole;
 use super::vcpu::{self, Kind, Vcpu};
-use super::{End, Reason, Space, Vm, build, channel};
+use super::{End, Reason, Space, Vm, build, channel, disks};
 use crate::arch::timer;
 use crate::run::{self, SCHEDULER};
 use arrayvec::ArrayVec;
@@ -151,6 +151,7 @@ pub fn take_apart(vm: &'static Vm) {
     if let Some(mut services) = vm.services.lock().take() {
         services.flush_console(&mut VmConsole(vm));
     }
+    disks::free(vm);
     let mut recs = ArrayVec::<_, MAX_VCPUS>::new();
     for vcpu in vm.vcpus() {
         let Some(slot) = vm.entity(vcpu).and_then(vcpu::slot) else { continue };

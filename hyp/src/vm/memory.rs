@@ -1,12 +1,12 @@
 //! Memory of a normal VM: its granules, and the stage-2 tables that map them.
 
+use super::extents::{Extents, ExtentsError};
+use crate::arch::cache;
 use crate::arch::tables::TablePages;
 use crate::arch::tlb::Stage2Tlb;
-use crate::arch::{bulk, cache, phys};
 use crate::memory::ledger;
-use arrayvec::ArrayVec;
 use core::fmt;
-use mm::ledger::{Frames, GranuleState, OutOfMemory, Owner, Undelegated, Use};
+use mm::ledger::{GranuleState, Owner, Use};
 use mm::stage2::{
     Access, Attributes, FaultOutcome, Geometry, MapError, Mapping, Permissions, Stage2, Vmid,
     VmidSlot,
@@ -15,15 +15,13 @@ use mm::{Ipa, PAGE_SIZE, PhysAddr};
 use vmm_services::{GuestMemory, MemoryFault, layout};
 
 /// Most runs of contiguous granules that the RAM of one VM is put together from.
-const MAX_CHUNKS: usize = 64;
+const MAX_EXTENTS: usize = 64;
 
 /// Why a normal VM cannot have its memory. The VM is refused; nothing is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryError {
-    /// The machine has not enough free RAM.
-    OutOfMemory(OutOfMemory),
-    /// Free RAM is in more pieces than a VM can be put together from.
-    Fragmented,
+    /// There is not enough free RAM, or it is in too many pieces.
+    Ram(ExtentsError),
     /// Stage-2 refused a mapping.
     Stage2(MapError),
 }
@@ -31,8 +29,7 @@ pub enum MemoryError {
 impl fmt::Display for MemoryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::OutOfMemory(error) => fmt::Display::fmt(error, f),
-            Self::Fragmented => write!(f, "free memory is in more than {MAX_CHUNKS} pieces"),
+            Self::Ram(error) => fmt::Display::fmt(error, f),
             Self::Stage2(error) => fmt::Display::fmt(error, f),
         }
     }
@@ -40,16 +37,10 @@ impl fmt::Display for MemoryError {
 
 impl core::error::Error for MemoryError {}
 
-/// A run of granules at consecutive IPAs.
-struct Chunk {
-    ipa: Ipa,
-    frames: Frames<Undelegated>,
-}
-
 /// RAM and stage-2 tables of one normal VM.
 pub struct VmMemory {
     stage2: Stage2<TablePages, Stage2Tlb>,
-    chunks: ArrayVec<Chunk, MAX_CHUNKS>,
+    ram: Extents<MAX_EXTENTS>,
 }
 
 impl VmMemory {
@@ -65,26 +56,17 @@ impl VmMemory {
         geometry: Geometry,
         slot: &VmidSlot,
     ) -> Result<Self, MemoryError> {
-        match Self::try_new(owner, bytes, geometry, slot) {
-            Err(MemoryError::OutOfMemory(_) | MemoryError::Fragmented)
-                if super::realm::drain_pool() > 0 =>
-            {
-                Self::try_new(owner, bytes, geometry, slot)
+        let ram = Extents::new(Use::VmMemory, owner, layout::RAM.get(), bytes)
+            .map_err(MemoryError::Ram)?;
+        let stage2 = match Stage2::new(geometry, TablePages::new(owner), Stage2Tlb) {
+            Ok(stage2) => stage2,
+            Err(_) => {
+                ram.free();
+                return Err(MemoryError::Stage2(MapError::OutOfTables));
             }
-            outcome => outcome,
-        }
-    }
-
-    fn try_new(
-        owner: Owner,
-        bytes: u64,
-        geometry: Geometry,
-        slot: &VmidSlot,
-    ) -> Result<Self, MemoryError> {
-        let stage2 = Stage2::new(geometry, TablePages::new(owner), Stage2Tlb)
-            .map_err(|_| MemoryError::Stage2(MapError::OutOfTables))?;
-        let mut memory = Self { stage2, chunks: ArrayVec::new() };
-        match memory.populate(owner, bytes, slot) {
+        };
+        let mut memory = Self { stage2, ram };
+        match memory.map(slot) {
             Ok(()) => Ok(memory),
             Err(error) => {
                 memory.release(slot);
@@ -93,35 +75,13 @@ impl VmMemory {
         }
     }
 
-    /// Takes the largest blocks that are free, so that stage-2 needs few entries.
-    fn populate(&mut self, owner: Owner, bytes: u64, slot: &VmidSlot) -> Result<(), MemoryError> {
-        let mut left = bytes / PAGE_SIZE;
-        let mut ipa = layout::RAM;
-        let mut limit = mm::ledger::MAX_ORDER;
-        while left > 0 {
-            if self.chunks.is_full() {
-                return Err(MemoryError::Fragmented);
-            }
-            // No larger than what is left, nor than the alignment of the IPA, so that a block of
-            // granules can be a block of stage-2.
-            let fits = left.ilog2().min((ipa.get() / PAGE_SIZE).trailing_zeros()) as u8;
-            let order = fits.min(limit);
-            let mut frames = match ledger().alloc(order, Use::VmMemory, owner) {
-                Ok(frames) => frames,
-                Err(_) if order > 0 => {
-                    limit = order - 1;
-                    continue;
-                }
-                Err(error) => return Err(MemoryError::OutOfMemory(error)),
-            };
-            bulk::zero(phys::bytes_mut(&mut frames));
-            let (base, size) = (frames.base(), frames.bytes());
-            self.chunks.push(Chunk { ipa, frames });
+    /// Maps all RAM at its addresses.
+    fn map(&mut self, slot: &VmidSlot) -> Result<(), MemoryError> {
+        for extent in self.ram.iter() {
+            let (base, size) = (extent.frames.base(), extent.frames.bytes());
             self.stage2
-                .map(slot, ipa, base, size, Attributes::normal(Permissions::RWX))
+                .map(slot, Ipa::new(extent.start), base, size, Attributes::normal(Permissions::RWX))
                 .map_err(MemoryError::Stage2)?;
-            left -= size / PAGE_SIZE;
-            ipa = Ipa::new(ipa.get() + size);
         }
         Ok(())
     }
@@ -129,32 +89,14 @@ impl VmMemory {
     /// Copies `data` to `ipa` before the VM starts. `false` if it is not all RAM of the VM.
     #[must_use]
     pub fn fill(&mut self, ipa: Ipa, data: &[u8]) -> bool {
-        let mut at = ipa.get();
-        let mut rest = data;
-        for chunk in &mut self.chunks {
-            let start = chunk.ipa.get();
-            if at < start || at - start >= chunk.frames.bytes() {
-                continue;
-            }
-            let Some(target) = phys::bytes_mut(&mut chunk.frames).get_mut((at - start) as usize..)
-            else {
-                return false;
-            };
-            let copied = bulk::copy(target, rest);
-            rest = rest.get(copied..).unwrap_or(&[]);
-            at += copied as u64;
-            if rest.is_empty() {
-                break;
-            }
-        }
-        rest.is_empty()
+        self.ram.fill(ipa.get(), data)
     }
 
     /// Makes the zeros and what [`Self::fill`] wrote visible to a guest that starts with its caches
     /// off, and to its instruction fetches.
     pub fn publish(&self) {
-        for chunk in &self.chunks {
-            let (base, bytes) = (chunk.frames.base(), chunk.frames.bytes());
+        for extent in self.ram.iter() {
+            let (base, bytes) = (extent.frames.base(), extent.frames.bytes());
             // Where stage 2 forces write-back, the guest's accesses go through the caches from the
             // first on, and find what is in them.
             if !self.stage2.geometry().forces_write_back() {
@@ -213,57 +155,16 @@ impl VmMemory {
     /// Gives all granules back. No core has the tables loaded.
     pub fn release(self, slot: &VmidSlot) {
         let _ = self.stage2.teardown(slot);
-        for chunk in self.chunks {
-            ledger().free(chunk.frames);
-        }
+        self.ram.free();
     }
 }
 
 impl GuestMemory for VmMemory {
     fn read(&self, ipa: Ipa, buf: &mut [u8]) -> Result<(), MemoryFault> {
-        let mut done = 0;
-        while done < buf.len() {
-            let (chunk, offset, length) = self.locate(ipa, done, buf.len())?;
-            let piece = buf.get_mut(done..done + length).ok_or(MemoryFault { ipa })?;
-            if !phys::read(&chunk.frames, offset, piece) {
-                return Err(MemoryFault { ipa });
-            }
-            done += length;
-        }
-        Ok(())
+        self.ram.read(ipa.get(), buf).map_err(|at| MemoryFault { ipa: Ipa::new(at) })
     }
 
     fn write(&self, ipa: Ipa, data: &[u8]) -> Result<(), MemoryFault> {
-        let mut done = 0;
-        while done < data.len() {
-            let (chunk, offset, length) = self.locate(ipa, done, data.len())?;
-            let piece = data.get(done..done + length).ok_or(MemoryFault { ipa })?;
-            if !phys::write(&chunk.frames, offset, piece) {
-                return Err(MemoryFault { ipa });
-            }
-            done += length;
-        }
-        Ok(())
-    }
-}
-
-impl VmMemory {
-    /// The chunk that has the byte `done` bytes after `ipa`, the offset in it, and how many of the
-    /// remaining bytes up to `total` it holds.
-    fn locate(
-        &self,
-        ipa: Ipa,
-        done: usize,
-        total: usize,
-    ) -> Result<(&Chunk, u64, usize), MemoryFault> {
-        let at = ipa.checked_add(done as u64).ok_or(MemoryFault { ipa })?;
-        for chunk in &self.chunks {
-            let Some(offset) = at.get().checked_sub(chunk.ipa.get()) else { continue };
-            if offset < chunk.frames.bytes() {
-                let room = usize::try_from(chunk.frames.bytes() - offset).unwrap_or(usize::MAX);
-                return Ok((chunk, offset, room.min(total - done)));
-            }
-        }
-        Err(MemoryFault { ipa: at })
+        self.ram.write(ipa.get(), data).map_err(|at| MemoryFault { ipa: Ipa::new(at) })
     }
 }

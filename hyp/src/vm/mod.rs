@@ -7,6 +7,8 @@
 pub mod abandon;
 pub mod build;
 pub mod channel;
+pub mod disks;
+pub mod extents;
 pub mod lifecycle;
 pub mod memory;
 pub mod normal;
@@ -132,6 +134,8 @@ pub struct Vm {
     called: AtomicBool,
     /// RAM and translation tables.
     pub space: VmLock<Space>,
+    /// Disks in RAM.
+    pub disks: VmLock<disks::DiskList>,
     /// VMID of a normal VM.
     pub vmid: VmidSlot,
     /// What it cost so far.
@@ -152,6 +156,7 @@ impl Vm {
             services: VmLock::new(None),
             called: AtomicBool::new(false),
             space: VmLock::new(Space::None),
+            disks: VmLock::new(disks::DiskList::new_const()),
             vmid: VmidSlot::new(),
             stats: Stats::new(),
             rounds: AtomicU32::new(0),

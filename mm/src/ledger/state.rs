@@ -88,6 +88,8 @@ coded! {
         Interface = 9, "RMI interface";
         /// Memory on its way into or out of delegation.
         Realm = 10, "realm";
+        /// Contents of a VM's disks.
+        Disk = 11, "disk";
     }
 }
 
@@ -156,7 +158,7 @@ const DELEGATED: u8 = 1;
 const LOST: u8 = 2;
 const RMM: u8 = 3;
 const RESERVED: u8 = RMM + 5;
-const NS: u8 = RESERVED + 11;
+const NS: u8 = RESERVED + 12;
 
 const _: () = {
     assert!(RmmUse::ALL.len() == (RESERVED - RMM) as usize);

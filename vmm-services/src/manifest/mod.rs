@@ -198,6 +198,22 @@ pub struct Placement {
 pub enum VirtioDevice {
     /// Console with one port.
     Console,
+    /// The machine's random numbers.
+    Entropy,
+    /// Disk in RAM.
+    Block(BlockSpec),
+}
+
+/// A disk in RAM. What a VM writes to it lasts until the VM ends: when the VM runs again it finds
+/// the image again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockSpec {
+    /// Its first bytes; the rest is zero.
+    pub image: Option<ImageRef>,
+    /// Size in bytes, a multiple of 512, at least that of the image.
+    pub size: u64,
+    /// Whether writes are refused.
+    pub read_only: bool,
 }
 
 /// Devices of a VM beside GIC and timer.

@@ -127,6 +127,14 @@ pub const FLASH: &str = "flash";
 pub const VIRTIO: &str = "virtio";
 /// Kind of virtio device: console.
 pub const CONSOLE: &str = "console";
+/// Kind of virtio device: random numbers.
+pub const ENTROPY: &str = "entropy";
+/// Kind of virtio device: disk. It has [`SIZE`], and optionally [`READ_ONLY`] and a node [`IMAGE`].
+pub const BLOCK: &str = "block";
+/// Disk: empty property.
+pub const READ_ONLY: &str = "read-only";
+/// Node in a disk: its first bytes.
+pub const IMAGE: &str = "image";
 /// Device nodes: two u64, address and size of the registers.
 pub const REG: &str = "reg";
 /// Device nodes: u32, INTID.

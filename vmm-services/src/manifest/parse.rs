@@ -3,14 +3,15 @@
 use super::channels;
 use super::names::{self, *};
 use super::{
-    Budget, Bundle, Conversions, Devices, Expect, Fault, FaultSize, HashAlgorithm, ImageRef,
-    KernelFormat, MAX_CMDLINE, MAX_NAME, MAX_POOL, MAX_TREE, ManifestError, PRIORITIES, Placement,
-    Populate, Property, RealmSpec, SelfTest, VirtioDevice, VmKind, VmSpec,
+    BlockSpec, Budget, Bundle, Conversions, Devices, Expect, Fault, FaultSize, HashAlgorithm,
+    ImageRef, KernelFormat, MAX_CMDLINE, MAX_NAME, MAX_POOL, MAX_TREE, ManifestError, PRIORITIES,
+    Placement, Populate, Property, RealmSpec, SelfTest, VirtioDevice, VmKind, VmSpec,
 };
 use crate::crc32::Update;
 use crate::fdt::{self, Fdt, Node};
 use crate::ids::MAX_VCPUS;
 use crate::layout;
+use crate::virtio::SECTOR;
 use arrayvec::ArrayVec;
 
 /// VM memory comes in blocks of this size, in bytes.
@@ -21,6 +22,8 @@ const MEMORY_MAX: u64 = 256 << 30;
 const REPEAT_MAX: u64 = 1_000_000;
 /// Longest period of a budget in microseconds: ten seconds.
 const PERIOD_MAX_US: u64 = 10_000_000;
+/// Largest disk in bytes.
+const DISK_MAX: u64 = MEMORY_MAX;
 /// Widths of a realm's IPA space. RMI has s2sz in this range on all implementations without LPA2.
 const IPA_BITS: core::ops::RangeInclusive<u64> = 32..=48;
 
@@ -208,7 +211,7 @@ fn vm<'a>(at: &At<'a>, images: &Images<'a>) -> Result<'a, VmSpec<'a>> {
         kernel: images.checked(&kernel)?,
         initramfs: initramfs.map(|at| images.checked(&at)).transpose()?,
         cmdline,
-        devices: devices(at, memory)?,
+        devices: devices(at, images, memory)?,
         repeat: match at.node.property(REPEAT) {
             None => 1,
             Some(_) => at.number_within(REPEAT, 1, REPEAT_MAX)? as u32,
@@ -313,7 +316,7 @@ fn budget<'a>(at: &At<'a>) -> Result<'a, Option<Budget>> {
     }
 }
 
-fn devices<'a>(at: &At<'a>, memory: u64) -> Result<'a, Devices> {
+fn devices<'a>(at: &At<'a>, images: &Images<'a>, memory: u64) -> Result<'a, Devices> {
     let Some(node) = at.child(DEVICES) else { return Ok(Devices::default()) };
     node.only(&[UART, FLASH], &[UART, VIRTIO])?;
     let uart = match (node.node.property(UART), node.child(UART)) {
@@ -325,17 +328,14 @@ fn devices<'a>(at: &At<'a>, memory: u64) -> Result<'a, Devices> {
         (Some(_), None) => return Err(node.fault(UART, Fault::BadType)),
         (None, Some(uart)) => Some(placement(&uart, layout::UART_SIZE, memory)?),
     };
-    let flash = match node.node.property(FLASH) {
-        Some(property) if !property.value.is_empty() => {
-            return Err(node.fault(FLASH, Fault::BadType));
-        }
-        property => property.is_some(),
-    };
-    Ok(Devices { uart, flash, virtio: virtio(&node)? })
+    Ok(Devices { uart, flash: node.flag(FLASH)?, virtio: virtio(&node, images)? })
 }
 
 /// Reads the virtio devices.
-fn virtio<'a>(devices: &At<'a>) -> Result<'a, ArrayVec<VirtioDevice, { layout::MAX_VIRTIO }>> {
+fn virtio<'a>(
+    devices: &At<'a>,
+    images: &Images<'a>,
+) -> Result<'a, ArrayVec<VirtioDevice, { layout::MAX_VIRTIO }>> {
     let mut found = ArrayVec::new();
     let Some(list) = devices.child(VIRTIO) else { return Ok(found) };
     if let Some(property) = list.node.properties().next() {
@@ -348,11 +348,33 @@ fn virtio<'a>(devices: &At<'a>) -> Result<'a, ArrayVec<VirtioDevice, { layout::M
                 at.only(&[], &[])?;
                 VirtioDevice::Console
             }
+            ENTROPY => {
+                at.only(&[], &[])?;
+                VirtioDevice::Entropy
+            }
+            BLOCK => VirtioDevice::Block(block(&at, images)?),
             _ => return Err(at.fault("", Fault::Unknown)),
         };
         found.try_push(device).map_err(|_| list.fault("", Fault::TooMany(layout::MAX_VIRTIO)))?;
     }
     Ok(found)
+}
+
+fn block<'a>(at: &At<'a>, images: &Images<'a>) -> Result<'a, BlockSpec> {
+    at.only(&[SIZE, READ_ONLY], &[IMAGE])?;
+    let image = match at.child(IMAGE) {
+        None => None,
+        Some(image) => {
+            image.only(&[OFFSET, SIZE, CRC32], &[])?;
+            Some(images.checked(&image)?)
+        }
+    };
+    let least = image.map_or(SECTOR, |image| image.size);
+    let size = at.number_within(SIZE, least, DISK_MAX)?;
+    if !size.is_multiple_of(SECTOR) {
+        return Err(at.fault(SIZE, Fault::Unaligned { value: size, align: SECTOR }));
+    }
+    Ok(BlockSpec { image, size, read_only: at.flag(READ_ONLY)? })
 }
 
 /// Reads where a device is and checks that the place is free.
@@ -436,6 +458,14 @@ impl<'a> At<'a> {
 
     pub(super) fn property(&self, name: &'a str) -> Result<'a, fdt::Property<'a>> {
         self.node.property(name).ok_or(self.fault(name, Fault::Missing))
+    }
+
+    /// A property that is there or not, and has no value.
+    fn flag(&self, name: &'a str) -> Result<'a, bool> {
+        match self.node.property(name) {
+            Some(property) if !property.value.is_empty() => Err(self.fault(name, Fault::BadType)),
+            property => Ok(property.is_some()),
+        }
     }
 
     fn u32(&self, name: &'a str) -> Result<'a, u32> {

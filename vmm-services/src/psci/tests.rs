@@ -2,7 +2,7 @@ use super::PowerState;
 use crate::exit::{CALL_REGISTERS, PsciNotice, PsciVerdict, Resume, StopReason};
 use crate::ids::VcpuId;
 use crate::smccc;
-use crate::testing::{Alone, Counting, Lines, Ram};
+use crate::testing::{Alone, Counting, Lines, Ram, RamDisks};
 use crate::vm::Context;
 use mm::Ipa;
 use proptest::prelude::*;
@@ -42,6 +42,7 @@ impl Rig {
             memory: &self.memory,
             console: &mut lines,
             entropy: &entropy,
+            disks: &RamDisks::default(),
             peers: &mut Alone,
         };
         smccc::call(&mut self.power, cpu(vcpu), &args, &context)

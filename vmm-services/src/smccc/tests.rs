@@ -2,15 +2,20 @@ use super::call;
 use crate::exit::{CALL_REGISTERS, Resume};
 use crate::ids::VcpuId;
 use crate::psci::PowerState;
-use crate::testing::{Alone, Counting, Lines, Ram};
+use crate::testing::{Alone, Counting, Lines, Ram, RamDisks};
 use crate::vm::Context;
 use proptest::prelude::*;
 use std::vec::Vec;
 
 fn ask(args: [u64; CALL_REGISTERS]) -> Resume {
     let (memory, mut lines, entropy) = (Ram::new(0x1000), Lines::default(), Counting::default());
-    let context =
-        Context { memory: &memory, console: &mut lines, entropy: &entropy, peers: &mut Alone };
+    let context = Context {
+        memory: &memory,
+        console: &mut lines,
+        entropy: &entropy,
+        disks: &RamDisks::default(),
+        peers: &mut Alone,
+    };
     call(&mut PowerState::new(2), VcpuId::BOOT, &args, &context)
 }
 

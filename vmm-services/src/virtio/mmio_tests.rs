@@ -1,6 +1,6 @@
 use super::*;
 use crate::manifest::VirtioDevice;
-use crate::testing::{Alone, Counting, Lines, Ram};
+use crate::testing::{Alone, Counting, Lines, Ram, RamDisks};
 use proptest::prelude::*;
 
 /// A transport with a console, and what it may reach.
@@ -12,7 +12,8 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        let transport = Transport::new(Model::new(&VirtioDevice::Console));
+        let mut models = Model::all(&[VirtioDevice::Console]);
+        let transport = Transport::new(models.next().unwrap());
         Self { transport, ram: Ram::new(0x1_0000), lines: Lines::default() }
     }
 
@@ -30,6 +31,7 @@ impl Rig {
             memory: &self.ram,
             console: &mut self.lines,
             entropy: &entropy,
+            disks: &RamDisks::default(),
             peers: &mut Alone,
         });
     }

@@ -6,14 +6,19 @@
 //! ([`queue::DESCRIPTORS_PER_CALL`], [`queue::BYTES_PER_CALL`]) and the rest is left for the next
 //! one, so no guest can hold a core for long by the size of its requests.
 
+mod block;
 mod console;
+mod entropy;
 mod mmio;
 mod queue;
 
+pub(crate) use block::{Block, SECTOR};
 pub(crate) use console::Console;
+use entropy::EntropyDevice;
 pub(crate) use mmio::Transport;
 pub use queue::{BYTES_PER_CALL, Chain, DESCRIPTORS_PER_CALL, Io, QUEUE_SIZE_MAX, QueueError};
 
+use crate::layout::MAX_VIRTIO;
 use crate::manifest::VirtioDevice;
 use crate::vm::Context;
 
@@ -52,32 +57,44 @@ pub(crate) trait Device {
 #[derive(Clone, Debug)]
 pub(crate) enum Model {
     Console(Console),
+    Entropy(EntropyDevice),
+    Block(Block),
 }
 
 impl Model {
-    /// The device that the manifest asks for.
-    pub(crate) fn new(device: &VirtioDevice) -> Self {
-        match device {
+    /// The devices that the manifest asks for, by slot.
+    pub(crate) fn all(devices: &[VirtioDevice]) -> impl Iterator<Item = Self> {
+        let mut disks = 0..;
+        devices.iter().take(MAX_VIRTIO).map(move |device| match device {
             VirtioDevice::Console => Self::Console(Console::default()),
-        }
+            VirtioDevice::Entropy => Self::Entropy(EntropyDevice),
+            VirtioDevice::Block(spec) => {
+                Self::Block(Block::new(spec, disks.next().unwrap_or_default()))
+            }
+        })
     }
 
     /// The console, if it is one.
     pub(crate) fn as_console(&mut self) -> Option<&mut Console> {
         match self {
             Self::Console(device) => Some(device),
+            Self::Entropy(_) | Self::Block(_) => None,
         }
     }
 
     fn device(&self) -> &dyn Device {
         match self {
             Self::Console(device) => device,
+            Self::Entropy(device) => device,
+            Self::Block(device) => device,
         }
     }
 
     fn device_mut(&mut self) -> &mut dyn Device {
         match self {
             Self::Console(device) => device,
+            Self::Entropy(device) => device,
+            Self::Block(device) => device,
         }
     }
 }

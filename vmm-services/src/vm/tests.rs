@@ -7,7 +7,7 @@ use crate::exit::{
 use crate::host_call;
 use crate::ids::{VcpuId, VcpuSet};
 use crate::manifest::{Conversions, Placement, VirtioDevice};
-use crate::testing::{Counting, Lines, Ram};
+use crate::testing::{Counting, Lines, Ram, RamDisks};
 use crate::traits::Peers;
 use crate::vgic::{LrImage, VgicConfig};
 use mm::Ipa;
@@ -79,6 +79,7 @@ impl Rig {
             memory: &self.memory,
             console: &mut self.lines,
             entropy: &Counting::default(),
+            disks: &RamDisks::default(),
             peers: &mut self.peers,
         };
         self.services.handle(vcpu, exit, registers, &mut context)

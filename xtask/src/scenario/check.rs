@@ -60,7 +60,7 @@ impl Images {
         Self { beside: folder.to_owned(), named: BTreeMap::new() }
     }
 
-    fn find(&self, source: &mut Source<'_>, name: &Spanned<String>) -> ImageRef {
+    pub(super) fn find(&self, source: &mut Source<'_>, name: &Spanned<String>) -> ImageRef {
         let line = source.line(&name.span());
         let text = name.get_ref();
         let path = match self.named.get(text) {
@@ -174,7 +174,7 @@ fn check_vm(
     let kernel = images.find(source, &vm.kernel);
     let initramfs = vm.initramfs.as_ref().map(|name| images.find(source, name));
     let vcpus = *vm.vcpus.get_ref();
-    let (devices, virtio) = devices::check(source, vm);
+    let (devices, virtio) = devices::check(source, images, vm);
     Vm {
         name: vm.name.get_ref().clone(),
         kind: vm.kind,
@@ -324,6 +324,12 @@ fn parse_hex(text: &str) -> Option<[u8; 64]> {
     Some(bytes)
 }
 
+/// Bytes of a VM's disks, as far as the scenario gives their sizes.
+fn disks(vm: &format::Vm) -> u64 {
+    let sizes = vm.device.iter().flatten().filter_map(|d| d.get_ref().size.as_ref());
+    sizes.fold(0, |sum, size| sum.saturating_add(size.get_ref().0))
+}
+
 fn between_vms(source: &mut Source<'_>, machine: Machine, vms: &[Spanned<format::Vm>]) {
     let mut names = BTreeMap::new();
     let available = machine.memory.0.saturating_sub(RESERVED.0);
@@ -335,7 +341,7 @@ fn between_vms(source: &mut Source<'_>, machine: Machine, vms: &[Spanned<format:
         } else {
             names.insert(vm.name.get_ref(), source.line(&vm.name.span()));
         }
-        sum = sum.saturating_add(vm.memory.get_ref().0);
+        sum = sum.saturating_add(vm.memory.get_ref().0).saturating_add(disks(vm));
         if sum > available {
             source.refuse(
                 &vm.memory.span(),

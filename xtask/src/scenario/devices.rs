@@ -6,25 +6,35 @@ use std::ops::Range;
 use toml::Spanned;
 use vmm_services::layout;
 
+use super::check::Images;
 use super::format::{self, DeviceKind};
 use super::refusal::Source;
-use super::{Device, VirtioDevice};
+use super::{Device, Disk, VirtioDevice};
 
 /// Granules and pages.
 const PAGE: u64 = 4096;
+/// Bytes of a disk's sector.
+const SECTOR: u64 = 512;
 /// Shared peripheral interrupts.
 const SPI: Range<u32> = 32..1020;
 
 /// Checks the devices of a VM; one UART if it names none.
-pub(super) fn check(source: &mut Source<'_>, vm: &format::Vm) -> (Vec<Device>, Vec<VirtioDevice>) {
+pub(super) fn check(
+    source: &mut Source<'_>,
+    images: &Images,
+    vm: &format::Vm,
+) -> (Vec<Device>, Vec<VirtioDevice>) {
     let mut devices = Vec::new();
     let mut virtio = Vec::new();
     let Some(list) = &vm.device else { return (vec![Device::new(DeviceKind::Uart)], virtio) };
     let mut taken = taken(vm);
     for item in list {
         let kind = item.get_ref().kind;
+        if kind != DeviceKind::Block {
+            refuse_disk_keys(source, item.get_ref());
+        }
         if kind.is_virtio() {
-            virtio.extend(check_virtio(source, item));
+            virtio.extend(check_virtio(source, images, item));
         } else if let Some((device, name)) = check_placed(source, vm, item, &taken) {
             if devices.iter().any(|other: &Device| other.kind == kind) {
                 source.refuse(&item.span(), format!("a VM has at most one {}", kind.name()));
@@ -96,7 +106,11 @@ fn check_placed(
 }
 
 /// A virtio device; `None` if it was refused.
-fn check_virtio(source: &mut Source<'_>, item: &Spanned<format::Device>) -> Option<VirtioDevice> {
+fn check_virtio(
+    source: &mut Source<'_>,
+    images: &Images,
+    item: &Spanned<format::Device>,
+) -> Option<VirtioDevice> {
     let device = item.get_ref();
     let places =
         [device.address.as_ref().map(Spanned::span), device.interrupt.as_ref().map(Spanned::span)];
@@ -105,7 +119,41 @@ fn check_virtio(source: &mut Source<'_>, item: &Spanned<format::Device>) -> Opti
     }
     match device.kind {
         DeviceKind::Console => Some(VirtioDevice::Console),
+        DeviceKind::Entropy => Some(VirtioDevice::Entropy),
+        DeviceKind::Block => Some(VirtioDevice::Block(check_disk(source, images, item))),
         DeviceKind::Uart | DeviceKind::Flash => None,
+    }
+}
+
+fn check_disk(source: &mut Source<'_>, images: &Images, item: &Spanned<format::Device>) -> Disk {
+    let device = item.get_ref();
+    match &device.size {
+        None if device.image.is_none() => {
+            source.refuse(&item.span(), "a disk has an image, a size, or both");
+        }
+        Some(size) if size.get_ref().0 == 0 || !size.get_ref().0.is_multiple_of(SECTOR) => {
+            source.refuse(&size.span(), format!("the size of a disk is a multiple of {SECTOR}"));
+        }
+        _ => {}
+    }
+    Disk {
+        image: device.image.as_ref().map(|name| images.find(source, name)),
+        size: device.size.as_ref().map(|size| *size.get_ref()),
+        read_only: device.read_only.as_ref().is_some_and(|value| *value.get_ref()),
+        line: source.line(&item.span()),
+    }
+}
+
+fn refuse_disk_keys(source: &mut Source<'_>, device: &format::Device) {
+    let keys = [
+        ("image", device.image.as_ref().map(Spanned::span)),
+        ("size", device.size.as_ref().map(Spanned::span)),
+        ("read-only", device.read_only.as_ref().map(Spanned::span)),
+    ];
+    for (key, span) in keys {
+        if let Some(span) = span {
+            source.refuse(&span, format!("{key} is for disks only"));
+        }
     }
 }
 
@@ -113,7 +161,7 @@ impl DeviceKind {
     /// Whether it is a virtio device.
     fn is_virtio(self) -> bool {
         match self {
-            Self::Console => true,
+            Self::Console | Self::Entropy | Self::Block => true,
             Self::Uart | Self::Flash => false,
         }
     }

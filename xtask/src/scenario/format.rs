@@ -88,13 +88,19 @@ pub(super) struct Channel {
 
 /// An emulated device.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct Device {
     pub(super) kind: DeviceKind,
     /// Intermediate physical address; the guest memory map's place unless given.
     pub(super) address: Option<Spanned<u64>>,
     /// GIC interrupt number.
     pub(super) interrupt: Option<Spanned<u32>>,
+    /// Block: its first bytes, as `kernel` names images.
+    pub(super) image: Option<Spanned<String>>,
+    /// Block: size, that of the image unless given.
+    pub(super) size: Option<Spanned<Size>>,
+    /// Block: writes are refused.
+    pub(super) read_only: Option<Spanned<bool>>,
 }
 
 /// What a VM is.
@@ -185,6 +191,10 @@ pub(crate) enum DeviceKind {
     Flash,
     /// Virtio console.
     Console,
+    /// Virtio entropy device.
+    Entropy,
+    /// Virtio block device.
+    Block,
 }
 
 /// Deliberate faults that the hypervisor can try on itself.
@@ -221,6 +231,6 @@ names! {
     Populate { Eager => "eager", Image => "image", Lazy => "lazy" }
     Fault { Page => "page", Block => "block" }
     Conversions { Any => "any", ToPrivate => "to-private", None => "none" }
-    DeviceKind { Uart => "uart", Flash => "flash", Console => "console" }
+    DeviceKind { Uart => "uart", Flash => "flash", Console => "console", Entropy => "entropy", Block => "block" }
     SelfTest { GranuleProtection => "granule-protection", El2Fault => "el2-fault" }
 }

@@ -83,7 +83,7 @@ pub(crate) struct Channel {
 }
 
 /// An image and the line that asks for it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ImageRef {
     pub(crate) path: PathBuf,
     pub(crate) line: usize,
@@ -105,6 +105,20 @@ pub(crate) struct Device {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum VirtioDevice {
     Console,
+    Entropy,
+    Block(Disk),
+}
+
+/// A disk in RAM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Disk {
+    /// Its first bytes.
+    pub(crate) image: Option<ImageRef>,
+    /// Without one it is as large as its image.
+    pub(crate) size: Option<Size>,
+    pub(crate) read_only: bool,
+    /// Line of the device.
+    pub(crate) line: usize,
 }
 
 /// Values of the command line that take the place of the file's.
