@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use mm::ledger::PhysRange;
 use mm::{PAGE_SIZE, PhysAddr};
 use vmm_services::machine::{MachineTree, tree_size};
-use vmm_services::manifest::{self, Bundle};
+use vmm_services::manifest;
 
 /// Bytes of a device tree that tell its size.
 const TREE_HEADER_BYTES: usize = 40;
@@ -206,13 +206,13 @@ fn boot(x0: u64) -> Result<(), BootError> {
     let rme = cpu::has_rme();
     stage!("RME: {}", if rme { "yes" } else { "no" });
     let bundle = bundle?;
-    let parsed = Bundle::parse_with(bundle.bytes, crc::best()).map_err(BundleError::Manifest)?;
+    let parsed = vm::take_bundle(bundle.bytes, crc::best()).map_err(BundleError::Manifest)?;
     stage!("bundle at {}: scenario {}, {} VMs", bundle.pages, parsed.scenario, parsed.vms.len());
     vm::build::init_stage2()?;
     vm::realm::init(rme);
     stage!("realms: {}", vm::realm::Availability);
     start_console_input(console);
-    vm::build::start_all(parsed);
+    vm::build::start_all();
     cores::release();
     Ok(())
 }

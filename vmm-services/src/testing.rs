@@ -34,6 +34,8 @@ pub(crate) struct Vm {
     pub(crate) initramfs: Option<Vec<u8>>,
     /// `devices { uart; }`, or the place of the UART.
     pub(crate) uart: Option<Option<(u64, u64, u32)>>,
+    /// Virtio devices beside the UART: name, properties, and whether it has the kernel as image.
+    pub(crate) virtio: Vec<(&'static str, Vec<Prop>, bool)>,
 }
 
 impl Vm {
@@ -52,6 +54,7 @@ impl Vm {
             kernel_type: None,
             initramfs: None,
             uart: Some(None),
+            virtio: Vec::new(),
         }
     }
 
@@ -226,7 +229,7 @@ pub(crate) fn bundle_with_channels(root: &[Prop], vms: &[Vm], channels: &[Channe
     for (vm, (kernel, initramfs)) in vms.iter().zip(placed) {
         w.begin_node(&vm.name);
         vm.props.iter().for_each(|p| w.property(p.0, &p.1));
-        let mut node = |name, (offset, size, crc), kind: Option<&str>| {
+        let node = |w: &mut FdtWriter<'_>, name, (offset, size, crc), kind: Option<&str>| {
             w.begin_node(name);
             w.property_u64(OFFSET, offset);
             w.property_u64(SIZE, size);
@@ -234,8 +237,8 @@ pub(crate) fn bundle_with_channels(root: &[Prop], vms: &[Vm], channels: &[Channe
             kind.into_iter().for_each(|kind| w.property_str(TYPE, kind));
             w.end_node();
         };
-        node(KERNEL, kernel, vm.kernel_type);
-        initramfs.into_iter().for_each(|image| node(INITRAMFS, image, None));
+        node(&mut w, KERNEL, kernel, vm.kernel_type);
+        initramfs.into_iter().for_each(|image| node(&mut w, INITRAMFS, image, None));
         if let Some(uart) = vm.uart {
             w.begin_node(DEVICES);
             match uart {
@@ -249,6 +252,18 @@ pub(crate) fn bundle_with_channels(root: &[Prop], vms: &[Vm], channels: &[Channe
                     w.property_u32(INTERRUPTS, intid);
                     w.end_node();
                 }
+            }
+            if !vm.virtio.is_empty() {
+                w.begin_node(VIRTIO);
+                for (name, props, image) in &vm.virtio {
+                    w.begin_node(name);
+                    props.iter().for_each(|p| w.property(p.0, &p.1));
+                    if *image {
+                        node(&mut w, IMAGE, kernel, None);
+                    }
+                    w.end_node();
+                }
+                w.end_node();
             }
             w.end_node();
         }

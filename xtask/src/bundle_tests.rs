@@ -3,7 +3,7 @@ use std::io::Write;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use vmm_services::manifest::{
-    Budget, ChannelSpec, HashAlgorithm, KernelFormat, Placement, SelfTest,
+    BlockSpec, Budget, ChannelSpec, HashAlgorithm, KernelFormat, Placement, SelfTest, VirtioDevice,
 };
 
 use super::*;
@@ -16,6 +16,7 @@ impl Folder {
     fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("xtask-{name}-{}", std::process::id()));
         fs::create_dir_all(&path).unwrap();
+        fs::write(path.join("disk"), b"contents").unwrap();
         Self(path)
     }
 
@@ -69,6 +70,18 @@ stray-granule-of = "two"
 kind = "uart"
 address = 0x0900_1000
 interrupt = 34
+[[vm.device]]
+kind = "block"
+image = "disk"
+size = "8K"
+read-only = true
+[[vm.device]]
+kind = "block"
+image = "disk"
+[[vm.device]]
+kind = "entropy"
+[[vm.device]]
+kind = "console"
 [[vm]]
 name = "two"
 kind = "realm"
@@ -98,6 +111,15 @@ fn the_hypervisors_parser_reads_what_was_written() {
     assert_eq!((one.affinity, one.repeat), (Some(0b10), 7));
     assert_eq!((one.kernel_format, one.cmdline), (KernelFormat::Image, "console=ttyAMA0"));
     assert_eq!(one.devices.uart, Some(Placement { base: 0x900_1000, intid: 34 }));
+    let [first, second, VirtioDevice::Entropy, VirtioDevice::Console] = &one.devices.virtio[..]
+    else {
+        panic!("four virtio devices")
+    };
+    let VirtioDevice::Block(BlockSpec { image: Some(image), .. }) = first else { panic!("a disk") };
+    assert_eq!(bundle.image(image), b"contents");
+    let disk =
+        |size, read_only| VirtioDevice::Block(BlockSpec { image: Some(*image), size, read_only });
+    assert_eq!((first, second), (&disk(8192, true), &disk(512, false)));
     assert_eq!(one.expect, vmm_services::manifest::Expect::Stopped);
     assert_eq!((one.expect_reason, one.stray_granule_of), (Some("granule"), Some("two")));
     let initramfs = bundle.image(one.initramfs.as_ref().unwrap());
@@ -152,6 +174,16 @@ fn images_that_do_not_serve() {
     assert!(matches!(&faults(&folder)[..], [(13, reason)] if reason.contains("its memory is 64")));
     folder.image("initramfs", &vec![0; 63 << 20]);
     assert!(matches!(&faults(&folder)[..], [(12, reason)] if reason.contains("does not fit")));
+}
+
+#[test]
+fn a_disk_image_that_does_not_fit() {
+    let folder = Folder::new("disk");
+    folder.image("kernel", &kernel());
+    folder.image("initramfs", b"x");
+    folder.image("disk", &[1; 8193]);
+    let expected = "the image has 8193 bytes, its disk 8 KiB";
+    assert_eq!(faults(&folder), [(27, expected.to_owned())]);
 }
 
 #[test]

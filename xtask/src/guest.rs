@@ -21,8 +21,11 @@ const INIT: &str = include_str!("init.sh");
 /// Commands of busybox that [`INIT`] uses, and some for whoever types in its shell.
 const APPLETS: &[&str] = &[
     "sh", "mount", "cat", "grep", "uname", "sleep", "poweroff", "setsid", "ls", "ps", "dmesg",
-    "vi", "insmod",
+    "vi", "insmod", "awk", "cmp", "dd", "md5sum", "mkdir", "taskset", "tee", "umount", "wc",
 ];
+
+/// What [`INIT`] runs when it is told to.
+const SELF_TEST: &str = include_str!("selftest.sh");
 
 /// Modules of the kernel, each behind those that it needs: [`INIT`] loads them in this order.
 const MODULES: &[&str] = &[
@@ -156,7 +159,7 @@ fn find_image(root: &Path) -> Result<PathBuf> {
         .with_context(|| format!("no kernel below {}", root.display()))
 }
 
-/// Writes the archive again whenever busybox, the modules or the script changed.
+/// Writes the archive again whenever busybox, the modules or a script changed.
 fn write_initramfs(project: &Project) -> Result<()> {
     let mut archive = Archive::default();
     for folder in ["bin", "dev", "lib", "proc", "sys", "lib/modules"] {
@@ -178,6 +181,7 @@ fn write_initramfs(project: &Project) -> Result<()> {
         }
         archive.file("lib/modules/order", 0o644, order.as_bytes());
     }
+    archive.file("bin/selftest", 0o755, SELF_TEST.as_bytes());
     archive.file("init", 0o755, INIT.as_bytes());
     // No time stamp: the measurement of a realm that carries this archive must repeat.
     let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());

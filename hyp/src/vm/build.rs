@@ -5,7 +5,7 @@ use super::normal::NormalVcpu;
 use super::realm::{Construction, Image};
 use super::rec::RecVcpu;
 use super::vcpu::{self, Kind, Vcpu};
-use super::{BUNDLE, Reason, Space, VMS, Vm, channel, disks, lifecycle};
+use super::{Reason, Space, Vm, channel, disks, lifecycle};
 use crate::arch::smc::Smc;
 use crate::arch::sysreg::{read_sysreg, write_sysreg};
 use crate::arch::{cpu, timer, tlb, vgic_hw};
@@ -74,17 +74,13 @@ pub fn load_translation_control() {
     }
 }
 
-/// Takes the bundle over and builds all its VMs. Called once, on the boot core, before the cores
-/// enter their run loops.
-pub fn start_all(bundle: Bundle<'static>) {
-    let bundle = BUNDLE.call_once(|| bundle);
+/// Builds all VMs of the bundle. Called once, on the boot core, before the cores enter their run
+/// loops.
+pub fn start_all() {
     super::summary::begin();
-    lifecycle::expect(bundle.vms.len());
-    if let Some(pool) = bundle.pool {
+    lifecycle::expect(super::all().len());
+    if let Some(pool) = super::bundle().and_then(|bundle| bundle.pool) {
         super::realm::limit_pool(pool);
-    }
-    for (vm, spec) in VMS.iter().zip(&bundle.vms) {
-        vm.spec.call_once(|| spec.clone());
     }
     // Built first and started then, so that the last to be built does not miss the others' start.
     let mut built = [false; super::MAX_VMS];
@@ -203,6 +199,8 @@ pub fn start(vm: &'static Vm) {
     run::kick(kicks);
 }
 
+// Large temporaries: not to be on the stack together with those of a realm.
+#[inline(never)]
 fn build_normal(vm: &'static Vm, image: &Image<'_>) -> Result<(), Reason> {
     let Image { spec, bundle, plan, fdt } = *image;
     let (geometry, _) =
@@ -251,6 +249,7 @@ fn timer_interrupts() -> [Option<HardwarePpi>; 2] {
 }
 
 /// Gives a realm devices and makes its RECs known to the scheduler.
+#[inline(never)]
 fn equip_realm(
     vm: &'static Vm,
     spec: &VmSpec<'_>,

@@ -31,8 +31,8 @@ use sched::EntityId;
 use sched::lifecycle::{Lifecycle, Phase};
 use spin::Once;
 use stats::Stats;
-use vmm_services::manifest::{Bundle, VmSpec};
-use vmm_services::{VcpuId, VmServices};
+use vmm_services::manifest::{Bundle, ManifestError, VmSpec};
+use vmm_services::{VcpuId, VmServices, crc32};
 
 pub use vmm_services::MAX_VCPUS;
 pub use vmm_services::manifest::MAX_VMS;
@@ -124,7 +124,6 @@ pub enum Space {
 /// One VM.
 pub struct Vm {
     index: u8,
-    spec: Once<VmSpec<'static>>,
     /// Its phase, and the scheduler's entities of its vCPUs.
     pub life: Lifecycle<MAX_VCPUS>,
     end: Lock<Option<End>>,
@@ -150,7 +149,6 @@ impl Vm {
     const fn new(index: u8) -> Self {
         Self {
             index,
-            spec: Once::new(),
             life: Lifecycle::new(),
             end: Lock::new(None),
             services: VmLock::new(None),
@@ -172,20 +170,20 @@ impl Vm {
 
     /// What the bundle says about it.
     #[must_use]
-    pub fn spec(&self) -> Option<&VmSpec<'static>> {
-        self.spec.get()
+    pub fn spec(&self) -> Option<&'static VmSpec<'static>> {
+        BUNDLE.get()?.vms.get(usize::from(self.index))
     }
 
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &'static str {
-        self.spec.get().map_or("?", |spec| spec.name)
+        self.spec().map_or("?", |spec| spec.name)
     }
 
     /// What kind of VM it is, for reports.
     #[must_use]
     pub fn kind(&self) -> &'static str {
-        match self.spec.get().and_then(|spec| spec.realm()) {
+        match self.spec().and_then(|spec| spec.realm()) {
             Some(_) => "realm",
             None => "vm",
         }
@@ -240,9 +238,21 @@ impl Vm {
 
     /// Its vCPUs.
     pub fn vcpus(&self) -> impl Iterator<Item = VcpuId> + use<> {
-        let count = self.spec.get().map_or(0, |spec| spec.vcpus);
+        let count = self.spec().map_or(0, |spec| spec.vcpus);
         (0..count).filter_map(VcpuId::new)
     }
+}
+
+/// Parses the bundle that the machine was booted with, to be kept for good. Called once.
+///
+/// # Errors
+///
+/// What is wrong with it.
+pub fn take_bundle(
+    bytes: &'static [u8],
+    crc: crc32::Update,
+) -> Result<&'static Bundle<'static>, ManifestError<'static>> {
+    BUNDLE.try_call_once(|| Bundle::parse_with(bytes, crc))
 }
 
 /// The VMs of the bundle.

@@ -1,7 +1,7 @@
 use super::names::*;
 use super::{
-    Budget, Bundle, Conversions, Expect, Fault, FaultSize, KernelFormat, Placement, Populate,
-    SelfTest, peek_total_size,
+    BlockSpec, Budget, Bundle, Conversions, Expect, Fault, FaultSize, KernelFormat, Placement,
+    Populate, SelfTest, VirtioDevice, peek_total_size,
 };
 use crate::channel::{End, Endpoint, Window};
 use crate::fdt::FdtError;
@@ -172,6 +172,51 @@ fn misplaced_devices_are_refused() {
     assert_eq!(place(0x0900_0000, 0x1000, 50).1, Fault::InterruptTaken(50));
 }
 
+/// A VM with these virtio devices.
+fn with_virtio(devices: &[(&'static str, &[Prop], bool)]) -> Vm {
+    let mut vm = Vm::ordinary("a");
+    vm.virtio = devices.iter().map(|&(name, props, image)| (name, props.to_vec(), image)).collect();
+    vm
+}
+
+#[test]
+fn virtio_devices_are_read_in_the_order_of_their_slots() {
+    let read_only = Prop(READ_ONLY, vec![]);
+    let bytes = bundle(&[with_virtio(&[
+        ("block@0", &[wide(SIZE, 8192)], true),
+        ("console@1", &[], false),
+        ("block@2", &[wide(SIZE, 512), read_only], false),
+        ("entropy@3", &[], false),
+    ])]);
+    let bundle = Bundle::parse(&bytes).unwrap();
+    let vm = &bundle.vms[0];
+    let image = Some(vm.kernel);
+    let expected = [
+        VirtioDevice::Block(BlockSpec { image, size: 8192, read_only: false }),
+        VirtioDevice::Console,
+        VirtioDevice::Block(BlockSpec { image: None, size: 512, read_only: true }),
+        VirtioDevice::Entropy,
+    ];
+    assert_eq!(vm.devices.virtio.as_slice(), expected);
+}
+
+#[test]
+fn virtio_faults_are_named() {
+    let with = |devices: &[(&'static str, &[Prop], bool)]| refused_vm(with_virtio(devices));
+    let range = |value, min| Fault::OutOfRange { value, min, max: 256 << 30 };
+    assert_eq!(with(&[("tape@0", &[], false)]), ("tape@0/".into(), Fault::Unknown));
+    assert_eq!(with(&[("entropy@0", &[wide(SIZE, 1)], false)]).1, Fault::Unknown);
+    assert_eq!(with(&[("block@0", &[], false)]), ("block@0/size".into(), Fault::Missing));
+    assert_eq!(with(&[("block@0", &[wide(SIZE, 0)], false)]).1, range(0, 512));
+    assert_eq!(with(&[("block@0", &[wide(SIZE, 4608)], true)]).1, range(4608, 5000));
+    let unaligned = Fault::Unaligned { value: 1000, align: 512 };
+    assert_eq!(with(&[("block@0", &[wide(SIZE, 1000)], false)]).1, unaligned);
+    let props = [wide(SIZE, 512), cell(READ_ONLY, 1)];
+    assert_eq!(with(&[("block@0", &props, false)]), ("block@0/read-only".into(), Fault::BadType));
+    let many = [("console@0", &[][..], false); 9];
+    assert_eq!(with(&many), ("virtio/".into(), Fault::TooMany(8)));
+}
+
 #[test]
 fn names_must_be_good_and_unique() {
     for name in ["1st", "-a", "a.b", "a@1", &"n".repeat(32)] {
@@ -203,7 +248,8 @@ fn root_faults_are_named() {
 
 /// Changes that keep the checksum right reach the checks behind it.
 fn resealed(changes: &[(prop::sample::Index, u8)]) -> Option<Vec<u8>> {
-    let mut bytes = bundle(&[Vm::ordinary("a"), Vm::realm("b")]);
+    let disk = with_virtio(&[("block@0", &[wide(SIZE, 8192)], true), ("console@1", &[], false)]);
+    let mut bytes = bundle(&[disk, Vm::realm("b")]);
     let tree = crate::fdt::total_size(&bytes).ok()?;
     for (index, value) in changes {
         bytes[index.index(tree)] = *value;

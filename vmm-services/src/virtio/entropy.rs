@@ -41,3 +41,44 @@ impl Device for EntropyDevice {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Alone, Counting, Lines, RamDisks};
+    use crate::virtio::driver::{DATA, Driver};
+
+    /// Asks for `length` bytes of a source that has `left`; how many came.
+    fn ask(length: u32, left: usize) -> (Driver, u32) {
+        let (mut driver, mut queues) = Driver::new(4);
+        driver.offer_chain(0, &[(DATA, length, true)]);
+        let entropy = Counting::default();
+        entropy.left.set(left);
+        let mut io = Io::new(&mut queues, &driver.ram);
+        let worked = EntropyDevice.work(
+            &mut io,
+            &mut Context {
+                memory: &driver.ram,
+                console: &mut Lines::default(),
+                entropy: &entropy,
+                disks: &RamDisks::default(),
+                peers: &mut Alone,
+            },
+        );
+        assert_eq!(worked, Ok(()));
+        let (_, given) = driver.take_used().unwrap();
+        (driver, given)
+    }
+
+    #[test]
+    fn requests_are_filled_as_far_as_the_source_gives() {
+        let (driver, given) = ask(40, usize::MAX);
+        assert_eq!(given, 40);
+        assert_eq!(driver.read(DATA, 41)[38..], [40, 41, 0], "one is left out between pieces");
+        assert_eq!(ask(100_000, usize::MAX).1, 256);
+        assert_eq!(ask(100, 64).1, 64);
+        let (driver, given) = ask(100, 0);
+        assert_eq!((given, driver.read(DATA, 2)), (0, std::vec![0, 0]));
+        assert_eq!(ask(0, usize::MAX).1, 0);
+    }
+}

@@ -8,6 +8,8 @@
 
 mod block;
 mod console;
+#[cfg(test)]
+mod driver;
 mod entropy;
 mod mmio;
 mod queue;
@@ -55,6 +57,10 @@ pub(crate) trait Device {
 
 /// The kinds of devices.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a few in each VM, and no heap to put the large ones on"
+)]
 pub(crate) enum Model {
     Console(Console),
     Entropy(EntropyDevice),

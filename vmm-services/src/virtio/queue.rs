@@ -27,9 +27,9 @@ const RING: u64 = 4;
 const USED_ELEMENT_BYTES: u64 = 8;
 
 /// `VIRTQ_DESC_F_NEXT`.
-const NEXT: u16 = 1;
+pub(super) const NEXT: u16 = 1;
 /// `VIRTQ_DESC_F_WRITE`.
-const WRITE: u16 = 2;
+pub(super) const WRITE: u16 = 2;
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT`.
 const NO_INTERRUPT: u16 = 1;
 

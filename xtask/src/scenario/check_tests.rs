@@ -1,5 +1,5 @@
 use super::*;
-use crate::scenario::{Conversions, DeviceKind, Fault, Hash, Populate};
+use crate::scenario::{Conversions, DeviceKind, Fault, Hash, Populate, VirtioDevice};
 
 /// Lines 1 to 9 of every scenario here; a test appends to the VM that it ends with.
 const HEAD: &str = "\
@@ -227,6 +227,26 @@ fn flash_has_one_place() {
     assert_eq!((device.kind, device.address), (DeviceKind::Flash, 0));
     refused(&flash("address = 0x10000000"), 10, "cannot be moved");
     refused(&flash("interrupt = 40"), 10, "has no interrupt");
+}
+
+#[test]
+fn virtio_devices_have_no_place_of_their_own() {
+    let device = |kind, more| format!("{HEAD}[[vm.device]]\nkind = \"{kind}\"\n{more}\n");
+    refused(&device("console", "address = 0x0a000000"), 12, "follows from its order");
+    refused(&device("entropy", "interrupt = 50"), 12, "follows from its order");
+    refused(&device("uart", "address = 0x0a000000"), 10, "overlaps the virtio devices");
+    refused(&device("console", "size = 512"), 12, "size is for disks only");
+    refused(&device("uart", "read-only = true"), 12, "read-only is for disks only");
+    refused(&device("block", ""), 10, "an image, a size, or both");
+    refused(&device("block", "size = 1000"), 12, "a multiple of 512");
+    refused(&device("block", "size = 0"), 12, "a multiple of 512");
+    refused(&device("block", "image = \"nothing\""), 12, "image nothing is missing");
+    refused(&device("block", "size = \"4G\""), 8, "the VMs so far need");
+    let nine = "[[vm.device]]\nkind = \"console\"\n".repeat(9);
+    refused(&format!("{HEAD}{nine}"), 26, "at most 8 virtio devices");
+    let disk = run(&device("block", "size = \"1M\"")).unwrap();
+    let [VirtioDevice::Block(disk)] = disk.vms[0].virtio.as_slice() else { panic!("one disk") };
+    assert_eq!((disk.size, disk.read_only, &disk.image), (Some(Size(1 << 20)), false, &None));
 }
 
 #[test]
