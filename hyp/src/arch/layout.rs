@@ -7,7 +7,7 @@ use mm::{PAGE_SIZE, PhysAddr};
 pub const MAX_CORES: usize = 8;
 /// Bytes of address space of one core's stack, including its guard page. A power of two, and the
 /// alignment of every stack: the exception vectors rely on both.
-pub const STACK_SIZE: usize = 0x1_0000;
+pub const STACK_SIZE: usize = 0x2_0000;
 /// Bytes of the stack on which a core reports that its own stack overflowed.
 pub const EMERGENCY_STACK_SIZE: usize = 0x2000;
 
