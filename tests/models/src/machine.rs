@@ -71,6 +71,8 @@ struct Vm {
     stops: AtomicUsize,
     built: AtomicUsize,
     reaped: AtomicUsize,
+    /// Held by the core that takes a step of taking the VM apart or building it.
+    work: Mutex<()>,
     /// vCPUs inside the guest.
     inside: AtomicUsize,
 }
@@ -105,6 +107,7 @@ impl Machine {
                 stops: AtomicUsize::new(0),
                 built: AtomicUsize::new(0),
                 reaped: AtomicUsize::new(0),
+                work: Mutex::new(()),
                 inside: AtomicUsize::new(0),
             }
         };
@@ -153,6 +156,15 @@ impl Machine {
         self.kick(kicks);
     }
 
+    /// Suspends a VM and lets it go on, as an operator does.
+    pub fn pause_and_resume(&self, vm: usize) {
+        let life = &self.vms[vm].life;
+        let kicks = life.pause(&mut self.scheduler.lock().unwrap());
+        self.kick(kicks.unwrap_or_default());
+        let kicks = life.resume(&mut self.scheduler.lock().unwrap(), NOW);
+        self.kick(kicks.unwrap_or_default());
+    }
+
     /// Posts an interrupt to a vCPU from outside its VM.
     pub fn interrupt(&self, vm: usize, vcpu: usize) {
         self.vms[vm].services.lock().unwrap().pending[vcpu] += 1;
@@ -163,7 +175,7 @@ impl Machine {
     pub fn run_core(&self, core: usize) {
         loop {
             self.lines[core].take();
-            self.work();
+            let more_work = self.work();
             if self.done.load(Ordering::Acquire) {
                 return;
             }
@@ -177,6 +189,7 @@ impl Machine {
                 }
                 // A wake-up that this core watches is due at once: its timer fires.
                 Next::Idle { .. } if self.watches(core) => {}
+                Next::Idle { .. } if more_work => loom::thread::yield_now(),
                 Next::Idle { .. } => self.lines[core].wait(),
             }
         }
@@ -243,18 +256,31 @@ impl Machine {
         }
     }
 
-    /// As `lifecycle::work`.
-    fn work(&self) {
+    /// As `lifecycle::work`: one step for one VM, and whether there is more to do.
+    fn work(&self) -> bool {
+        let mut more = false;
         for (index, vm) in self.vms.iter().enumerate() {
-            if vm.life.phase() == Phase::Stopping && vm.life.claim(&self.scheduler.lock().unwrap())
-            {
-                self.reap(index);
+            if !matches!(vm.life.phase(), Phase::Stopping | Phase::Reaping) {
+                continue;
             }
+            let Ok(_guard) = vm.work.try_lock() else {
+                more = true;
+                continue;
+            };
+            match vm.life.phase() {
+                Phase::Stopping if vm.life.claim(&self.scheduler.lock().unwrap()) => {
+                    self.take_apart(index);
+                }
+                Phase::Reaping => self.finish(index),
+                _ => continue,
+            }
+            return true;
         }
+        more
     }
 
-    /// As `lifecycle::reap` and `lifecycle::take_apart`.
-    fn reap(&self, vm: usize) {
+    /// As `lifecycle::take_apart`.
+    fn take_apart(&self, vm: usize) {
         let this = &self.vms[vm];
         assert_eq!(this.inside.load(Ordering::Acquire), 0, "a vCPU is inside");
         for id in 0..VCPUS {
@@ -269,6 +295,11 @@ impl Machine {
             this.life.dismiss(&mut self.scheduler.lock().unwrap(), id);
         }
         this.reaped.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The last step, as in `lifecycle::step`: the VM is built again, or it has ended.
+    fn finish(&self, vm: usize) {
+        let this = &self.vms[vm];
         let again = !this.rounds.lock().unwrap().is_empty();
         if again {
             return self.build(vm);

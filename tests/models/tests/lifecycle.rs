@@ -126,3 +126,28 @@ fn a_vcpu_that_is_off_runs_only_when_it_is_turned_on() {
         on_two_cores(&machine, |_| {}, |_| {});
     });
 }
+
+/// An operator suspends the VM for a moment while its guest waits for an interrupt, which is not lost.
+#[test]
+fn a_pause_loses_no_interrupt() {
+    check(3, || {
+        let machine = Arc::new(Machine::new(&[&[&[&[Act::Wait, Act::SystemOff]]]]));
+        machine.build(0);
+        on_two_cores(
+            &machine,
+            |machine| machine.pause_and_resume(0),
+            |machine| machine.interrupt(0, 0),
+        );
+    });
+}
+
+/// An operator suspends the VM for a moment while it stops and is built anew.
+#[test]
+fn a_pause_may_meet_a_stop() {
+    check(3, || {
+        let guests: &[&[Act]] = &[&[Act::SystemOff]];
+        let machine = Arc::new(Machine::new(&[&[guests, guests]]));
+        machine.build(0);
+        on_two_cores(&machine, |_| {}, |machine| machine.pause_and_resume(0));
+    });
+}
