@@ -8,7 +8,8 @@ use core::fmt;
 use core::hint;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use mm::ledger::{Ledger, Owner};
+use mm::ledger::{Frames, Ledger, Owner, Undelegated};
+use mm::sync::Mutex;
 
 pub(crate) use self::granules::Delegation;
 pub use self::granules::Returned;
@@ -40,6 +41,9 @@ pub struct Rmm<'l, H> {
     capabilities: Capabilities,
     counts: CallCounts,
     pool: Pool,
+    /// 2.0: a page for the address lists of an operation for which there is no other page. An operation that has
+    /// begun must be carried to its end.
+    pub(crate) list_reserve: Mutex<Option<Frames<Undelegated>>>,
     /// A delegation call has been seen to do more than one granule.
     whole_ranges: AtomicBool,
 }
@@ -98,7 +102,12 @@ impl<'l, H: Host> Rmm<'l, H> {
     /// Most granules of a range that are taken back from the RMM at a time: all of it where a call undelegates it
     /// all, else what a level-2 block has, to keep the work under the ledger's lock short.
     pub(crate) fn take_back_limit(&self) -> u64 {
-        if self.whole_ranges.load(Ordering::Relaxed) { u64::MAX } else { 512 }
+        if self.delegates_ranges() { u64::MAX } else { 512 }
+    }
+
+    /// Whether a delegation call has been seen to do more than one granule.
+    pub(crate) fn delegates_ranges(&self) -> bool {
+        self.whole_ranges.load(Ordering::Relaxed)
     }
 
     /// Makes one call; repeats it while the RMM says that it is busy.

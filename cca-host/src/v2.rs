@@ -68,7 +68,7 @@ impl AddrRange {
 
 impl<H: Host> Rmm<'_, H> {
     /// Configures and activates the RMM (RMM_CONFIG_SET, RMM_ACTIVATE), unless that has been done by
-    /// whoever ran before us.
+    /// whoever ran before us. The page for that is kept for address lists.
     pub(crate) fn activate_v2(&self) -> Result<(), Error> {
         let page = self.alloc_interface(Owner::HYPERVISOR)?;
         let config = RmmConfig { tracking_region_size: 0, granule_size: 0 };
@@ -77,7 +77,7 @@ impl<H: Host> Rmm<'_, H> {
             .store(page.base(), 0, &config)
             .map_err(Error::from)
             .and_then(|()| self.unless_active(Command::RmmConfigSet, [page.base().get()]));
-        self.ledger.free(page);
+        *self.list_reserve.lock() = Some(page);
         outcome?;
         self.unless_active(Command::RmmActivate, [])
     }

@@ -9,6 +9,9 @@ use crate::conduit::{Host, HostMemoryExt};
 use crate::error::{BadAnswer, Error};
 use crate::status::Status;
 
+/// Granules of a level-2 block.
+const BLOCK_GRANULES: u64 = 512;
+
 /// Result of undelegating a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Returned {
@@ -207,24 +210,32 @@ impl<H: Host> Rmm<'_, H> {
         (reply.status == Status::Success && sensible).then(|| (next - at) / PAGE_SIZE)
     }
 
-    /// Gives one granule to the pool, or a run or what the pool does not want back to the ledger.
+    /// Gives granules to the pool as far as it wants them, and the others back to the ledger.
     pub(crate) fn retire(&self, frames: Frames<Delegated>) -> Returned {
-        match self.keep_pooled(frames) {
-            Ok(()) => Returned { freed: 1, lost: 0 },
-            Err(frames) => self.undelegate(frames),
-        }
+        let (mut returned, rest) = self.keep_pooled(frames);
+        returned += self.undelegate(rest);
+        returned
     }
 
-    /// Gives one granule to the pool; a run, or a granule that the pool does not want, comes back.
-    pub(crate) fn keep_pooled(&self, frames: Frames<Delegated>) -> Result<(), Frames<Delegated>> {
-        if frames.count() != 1 || !self.pool.has_room() {
-            return Err(frames);
+    /// Gives granules from the start of a run to the pool as far as it wants them; the others come back. Runs of a
+    /// whole level-2 block and more are left together, and all runs where one call undelegates them.
+    pub(crate) fn keep_pooled(&self, frames: Frames<Delegated>) -> (Returned, Frames<Delegated>) {
+        let mut returned = Returned::default();
+        let mut rest = frames;
+        let longest = if self.delegates_ranges() { 1 } else { BLOCK_GRANULES - 1 };
+        if rest.count() > longest {
+            return (returned, rest);
         }
-        let owner = frames.owner();
-        match self.pool.keep(self.ledger.reassign(frames, Owner::HYPERVISOR)) {
-            None => Ok(()),
-            Some(frames) => Err(self.ledger.reassign(frames, owner)),
+        while !rest.is_empty() && self.pool.has_room() {
+            let (granule, others) = rest.split_at(1);
+            rest = others;
+            match self.pool.keep(self.ledger.reassign(granule, Owner::HYPERVISOR)) {
+                None => returned.freed += 1,
+                // Another core has filled it meanwhile.
+                Some(granule) => returned += self.undelegate(granule),
+            }
         }
+        (returned, rest)
     }
 
     /// Takes back granules that the RMM says it no longer uses for `used_for`.

@@ -4,6 +4,7 @@ use core::fmt;
 use core::sync::atomic::AtomicBool;
 
 use mm::ledger::Ledger;
+use mm::sync::Mutex;
 
 use super::pool::Pool;
 use super::{CallCounts, Config, Reply, Rmm};
@@ -131,9 +132,14 @@ impl<'l, H: Host> Rmm<'l, H> {
         let pool = Pool::new(config.pool_limit);
         let counts = CallCounts::new();
         let whole_ranges = AtomicBool::new(false);
-        let mut rmm = Self { host, ledger, capabilities, counts, pool, whole_ranges };
+        let list_reserve = Mutex::new(None);
+        let mut rmm = Self { host, ledger, capabilities, counts, pool, list_reserve, whole_ranges };
         if !is_v1 {
-            rmm.activate_v2().map_err(NegotiationError::Setup)?;
+            if let Err(error) = rmm.activate_v2() {
+                let page = rmm.list_reserve.lock().take();
+                page.into_iter().for_each(|page| ledger.free(page));
+                return Err(NegotiationError::Setup(error));
+            }
             rmm.capabilities.abi = Abi::V2(rmm.probe_dialect());
         }
         Ok(rmm)

@@ -41,7 +41,7 @@ struct Piece {
     used_for: RmmUse,
     /// The call that returned them.
     command: Command,
-    /// Whether the pool may keep a single granule.
+    /// Whether the pool may keep some.
     pooled: bool,
 }
 
@@ -296,7 +296,7 @@ impl<H: Host> Tables<'_, '_, H> {
             at_a_time: self.rmm.take_back_limit().min(count),
             used_for: RmmUse::Data,
             command,
-            pooled: count == 1,
+            pooled: true,
         };
     }
 
@@ -340,10 +340,15 @@ impl<H: Host> Tables<'_, '_, H> {
                 if piece.used_for == RmmUse::Data {
                     self.book.data.remove(count);
                 }
-                let kept = if piece.pooled { self.rmm.keep_pooled(frames) } else { Err(frames) };
-                match kept {
-                    Ok(()) => outcome.returned.freed += 1,
-                    Err(frames) => self.book.returns.run = Some(frames),
+                let rest = if piece.pooled {
+                    let (returned, rest) = self.rmm.keep_pooled(frames);
+                    outcome.returned += returned;
+                    rest
+                } else {
+                    frames
+                };
+                if !rest.is_empty() {
+                    self.book.returns.run = Some(rest);
                 }
             }
             Err(_) if count > 1 => range.at_a_time = 1,

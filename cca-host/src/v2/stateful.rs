@@ -2,8 +2,8 @@
 //! some back.
 
 use arrayvec::ArrayVec;
-use mm::PhysAddr;
-use mm::ledger::{Delegated, Frames, Owner, RmmUse, Undelegated, Use};
+use mm::ledger::{Delegated, Frames, GranuleState, Owner, RmmUse, Undelegated, Use};
+use mm::{PAGE_SIZE, PhysAddr};
 
 use super::{AddrRange, DESCRIPTOR_BYTES, MAX_BLOCKS, MAX_LIST};
 use crate::command::Command;
@@ -74,19 +74,21 @@ impl<H: Host> Rmm<'_, H> {
         first: Reply,
         owner: Owner,
     ) -> Result<Reply, Error> {
-        let page = self.alloc_interface(owner)?;
-        let mut operation = Operation {
-            rmm: self,
-            command,
-            handle: first.x[1],
-            owner,
-            list: page.base(),
-            idle: 0,
-            abandoned: None,
+        let carry = |list| {
+            let (handle, idle, abandoned) = (first.x[1], 0, None);
+            Operation { rmm: self, command, handle, owner, list, idle, abandoned }.run(first)
         };
-        let outcome = operation.run(first);
-        self.ledger.free(page);
-        outcome
+        match self.alloc_interface(owner) {
+            Ok(page) => {
+                let outcome = carry(page.base());
+                self.ledger.free(page);
+                outcome
+            }
+            Err(error) => {
+                let reserve = self.list_reserve.lock();
+                carry(reserve.as_ref().ok_or(error)?.base())
+            }
+        }
     }
 }
 
@@ -110,7 +112,7 @@ impl<H: Host> Operation<'_, '_, H> {
                         Ok(donation) => self.donate(wanted, donation)?,
                         Err(error) => {
                             self.abandoned = Some(error);
-                            self.abandon(cancellable)?
+                            self.abandon(wanted, cancellable)?
                         }
                     }
                 }
@@ -250,16 +252,39 @@ impl<H: Host> Operation<'_, '_, H> {
         }
     }
 
-    /// Ends an operation for which there is no memory: cancels it, or where that is not allowed donates a
-    /// granule that the RMM must refuse, after which it gives everything back and fails.
-    fn abandon(&self, cancellable: bool) -> Result<Reply, Error> {
+    /// Ends an operation for which there is no memory: cancels it, or where that is not allowed or refused donates
+    /// memory that the RMM must refuse, after which it gives everything back and fails.
+    fn abandon(&self, wanted: DonateRequest, cancellable: bool) -> Result<Reply, Error> {
         if cancellable {
-            return Ok(self.rmm.call(Command::OpCancel, [self.handle]));
+            let reply = self.insist(Command::OpCancel, [self.handle]);
+            if matches!(reply.status, Status::Success | Status::Incomplete { .. }) {
+                return Ok(reply);
+            }
         }
-        let undelegated =
-            AddrRange { base: self.list.get(), size: 0, blocks: 1, undelegated: false };
-        self.rmm.host.store(self.list, 0, &undelegated.encode())?;
-        Ok(self.rmm.call(Command::OpMemDonate, [self.handle, self.list.get(), 1, 0]))
+        let blocks = if wanted.contiguous { wanted.blocks } else { 1 };
+        let base = self.wrong_memory(wanted, blocks);
+        let range = AddrRange { base, size: wanted.size, blocks, undelegated: wanted.undelegated };
+        self.rmm.host.store(self.list, 0, &range.encode())?;
+        Ok(self.insist(Command::OpMemDonate, [self.handle, self.list.get(), 1, 0]))
+    }
+
+    /// A suitably aligned address whose granule is not in the state that a request wants: the page of the list,
+    /// which is not delegated, the realm's RD, which is, or no memory at all.
+    fn wrong_memory(&self, wanted: DonateRequest, blocks: u64) -> u64 {
+        let align = PAGE_SIZE << wanted.block_order();
+        let align = if wanted.contiguous { align * blocks.next_power_of_two() } else { align };
+        let ledger = self.rmm.ledger;
+        let rd = GranuleState::Rmm { used_for: RmmUse::Rd, owner: self.owner };
+        let rd = ledger.find(rd, PhysAddr::new(0)).map(|range| range.start);
+        let is_wrong = |addr: &PhysAddr| match ledger.state(*addr) {
+            None => true,
+            Some(GranuleState::Rmm { .. }) => true,
+            Some(GranuleState::Delegated { .. }) => wanted.undelegated,
+            Some(_) => !wanted.undelegated,
+        };
+        let candidates = [Some(self.list), rd, Some(PhysAddr::new(0))].into_iter().flatten();
+        let wrong = candidates.map(|addr| addr.align_down(align)).find(is_wrong);
+        wrong.unwrap_or(self.list).get()
     }
 
     /// Takes memory back from the operation.

@@ -47,4 +47,4 @@ pub use granule::{GranuleSlot, GranuleState};
 pub use monitor::{BootError, Monitor, RamRange};
 pub use platform::{Platform, RawExit};
 pub use rec::MAX_REC_AUX;
-pub use v2::{Abi, Rmi2};
+pub use v2::{Abi, Donation, Rmi2};

@@ -49,8 +49,26 @@ pub struct Rmi2 {
     /// RTT_DATA_MAP and the unmap commands without a list answer INCOMPLETE once before they
     /// tell their result, as if an interrupt had been pending.
     pub yields: bool,
+    /// How REC_CREATE wants its auxiliary granules.
+    pub donation: Donation,
     /// Contexts for stateful operations, at most [`MAX_CONTEXTS`].
     pub contexts: usize,
+}
+
+/// How an operation wants the memory that it asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Donation {
+    /// In one piece, aligned to its size.
+    pub contiguous: bool,
+    /// Undelegated: the monitor delegates it, and gives it back undelegated.
+    pub undelegated: bool,
+    /// The operation can be cancelled until it has all of it.
+    pub cancellable: bool,
+}
+
+impl Donation {
+    /// Delegated pages anywhere, and no way back, as in both implementations.
+    pub const PAGES: Self = Self { contiguous: false, undelegated: false, cancellable: false };
 }
 
 impl Rmi2 {
@@ -60,6 +78,7 @@ impl Rmi2 {
         psci_target: true,
         whole_ranges: false,
         yields: false,
+        donation: Donation::PAGES,
         contexts: MAX_CONTEXTS,
     };
     /// Like TF-RMM main of July 2026.

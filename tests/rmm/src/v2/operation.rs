@@ -10,6 +10,7 @@ use crate::monitor::Monitor;
 use crate::platform::Platform;
 use crate::rec::MAX_REC_AUX;
 use crate::rtt::geometry::PAGE_LEVEL;
+use crate::v2::Donation;
 use crate::v2::range::{RangeList, list_room};
 
 /// Most contexts of the pool.
@@ -26,10 +27,17 @@ pub(crate) enum Need {
     Reclaim = 2,
 }
 
-/// The answer of an operation that is not at its end. No operation here can be cancelled.
+/// The answer of an operation that is not at its end and cannot be cancelled.
 pub(crate) fn incomplete(need: Need, outputs: [u64; 2]) -> Reply {
     let refusal = Refusal { status: Status::Incomplete, index: need as u8 };
     Reply::refused_with(refusal, outputs)
+}
+
+/// The answer of an operation that waits for memory: bit 10 says that it can be cancelled.
+pub(crate) fn wants_memory(donation: Donation, outputs: [u64; 2]) -> Reply {
+    let cancellable = if donation.cancellable { 1 << 2 } else { 0 };
+    let index = Need::Donation as u8 | cancellable;
+    Reply::refused_with(Refusal { status: Status::Incomplete, index }, outputs)
 }
 
 /// Granules on their way between host and object.
@@ -78,6 +86,8 @@ pub(crate) enum Operation {
         rec: Pa,
         /// Parameter page as the host named it.
         params: Pa,
+        /// How memory is to be donated.
+        donation: Donation,
         /// Donated so far.
         aux: Granules,
     },
@@ -87,6 +97,8 @@ pub(crate) enum Operation {
         object: Pa,
         /// Still to give back.
         aux: Granules,
+        /// Whether they go back undelegated.
+        undelegated: bool,
         /// The host has been told that there is nothing more.
         drained: bool,
         /// Final answer.
@@ -179,9 +191,11 @@ impl Drop for Reservation<'_> {
     }
 }
 
-/// RmiOpMemDonateReq: `count` delegated pages anywhere.
-pub(crate) fn donation_request(count: u64) -> u64 {
-    count << 2
+/// RmiOpMemDonateReq: `count` pages.
+pub(crate) fn donation_request(donation: Donation, count: u64) -> u64 {
+    let contiguous = u64::from(donation.contiguous) << 16;
+    let undelegated = u64::from(donation.undelegated) << 17;
+    count << 2 | contiguous | undelegated
 }
 
 impl<P: Platform> Monitor<P> {
@@ -194,11 +208,11 @@ impl<P: Platform> Monitor<P> {
                 self.release(&self.lock_own(object, GranuleState::Partial));
                 Ok(outcome)
             }
-            Operation::CreateRec { rd, rec, params, aux } => {
+            Operation::CreateRec { rd, rec, params, donation, aux } => {
                 match self.finish_rec(rd, rec, params, aux.as_slice()) {
                     Ok(reply) => Ok(reply),
                     Err(refusal) => {
-                        context.park(reclaim(rec, aux, refusal.into()));
+                        context.park(reclaim(rec, aux, donation.undelegated, refusal.into()));
                         Ok(incomplete(Need::Reclaim, [0, 0]))
                     }
                 }
@@ -214,10 +228,10 @@ impl<P: Platform> Monitor<P> {
         count: u64,
     ) -> Result<Reply, Refusal> {
         let (context, operation) = self.operations.resume(handle, Need::Donation)?;
-        let Operation::CreateRec { rd, rec, params, mut aux } = operation else {
+        let Operation::CreateRec { rd, rec, params, donation, mut aux } = operation else {
             return Err(Refusal::INPUT);
         };
-        let ranges = match self.check_donation(list, count, aux.missing()) {
+        let ranges = match self.check_donation(donation, list, count, aux.missing()) {
             Ok(ranges) => ranges,
             Err(refusal) => {
                 // The operation stays as it was: the host may try again.
@@ -227,11 +241,13 @@ impl<P: Platform> Monitor<P> {
         };
         let mut taken = 0;
         for (pa, _) in ranges.blocks() {
-            match self.lock(pa, GranuleState::Delegated) {
-                Ok(granule) => granule.set_state(GranuleState::RecAux),
+            match self.take_donated(donation, pa) {
+                Ok(()) => {}
                 Err(refusal) if taken == 0 => {
-                    context.park(reclaim(rec, aux, refusal.into()));
-                    return Ok(incomplete(Need::Reclaim, [0, 0]));
+                    // x1 counts what goes back.
+                    let before = aux.as_slice().len() as u64;
+                    context.park(reclaim(rec, aux, donation.undelegated, refusal.into()));
+                    return Ok(incomplete(Need::Reclaim, [before, 0]));
                 }
                 Err(_) => break,
             }
@@ -239,22 +255,47 @@ impl<P: Platform> Monitor<P> {
             taken += 1;
         }
         let missing = aux.missing();
-        context.park(Operation::CreateRec { rd, rec, params, aux });
+        context.park(Operation::CreateRec { rd, rec, params, donation, aux });
         Ok(if missing > 0 {
-            incomplete(Need::Donation, [taken, donation_request(missing)])
+            wants_memory(donation, [taken, donation_request(donation, missing)])
         } else {
             incomplete(Need::Nothing, [taken, 0])
         })
     }
 
-    /// Copies and checks a donation: delegated pages, at most `missing`.
-    fn check_donation(&self, list: Pa, count: u64, missing: u64) -> Result<RangeList, Refusal> {
+    /// Makes a donated granule an auxiliary one.
+    fn take_donated(&self, donation: Donation, pa: Pa) -> Result<(), Refusal> {
+        if donation.undelegated {
+            self.granule_delegate(pa)?;
+        }
+        self.lock(pa, GranuleState::Delegated)?.set_state(GranuleState::RecAux);
+        Ok(())
+    }
+
+    /// Copies and checks a donation: pages, at most `missing`; where they have to be contiguous, all that are
+    /// missing or none.
+    fn check_donation(
+        &self,
+        donation: Donation,
+        list: Pa,
+        count: u64,
+        missing: u64,
+    ) -> Result<RangeList, Refusal> {
         let ranges = self.read_list(list, count)?;
         let used = ranges.ranges().iter().filter(|range| range.count() > 0);
         let pages = used.clone().all(|range| range.level() == PAGE_LEVEL);
-        let delegated = used.clone().all(|range| !range.is_undelegated());
-        let total: u64 = used.map(|range| range.count()).sum();
-        if pages && delegated && total <= missing { Ok(ranges) } else { Err(Refusal::INPUT) }
+        let state = used.clone().all(|range| range.is_undelegated() == donation.undelegated);
+        let total: u64 = used.clone().map(|range| range.count()).sum();
+        let size = missing.next_power_of_two() * GRANULE_SIZE;
+        let whole = total == 0
+            || total == missing
+                && used.clone().count() == 1
+                && used.clone().all(|range| range.base().is_aligned(size));
+        if pages && state && total <= missing && (whole || !donation.contiguous) {
+            Ok(ranges)
+        } else {
+            Err(Refusal::INPUT)
+        }
     }
 
     /// OP_MEM_RECLAIM: gives granules back, delegated; x1 counts the descriptors in the list.
@@ -265,7 +306,7 @@ impl<P: Platform> Monitor<P> {
         count: u64,
     ) -> Result<Reply, Refusal> {
         let (context, operation) = self.operations.resume(handle, Need::Reclaim)?;
-        let Operation::Reclaim { object, mut aux, outcome, .. } = operation else {
+        let Operation::Reclaim { object, mut aux, undelegated, outcome, .. } = operation else {
             return Err(Refusal::INPUT);
         };
         let room = match list_room(list, count) {
@@ -277,7 +318,7 @@ impl<P: Platform> Monitor<P> {
         };
         let mut ranges = RangeList::new(room);
         let all = aux.as_slice();
-        let given = all.iter().take_while(|pa| ranges.add(**pa, PAGE_LEVEL, false)).count();
+        let given = all.iter().take_while(|pa| ranges.add(**pa, PAGE_LEVEL, undelegated)).count();
         // The host's list is written first: if it cannot be, nothing has happened.
         if room > 0
             && let Err(refusal) = self.write_list(list, ranges.ranges())
@@ -286,22 +327,39 @@ impl<P: Platform> Monitor<P> {
             return Err(refusal);
         }
         self.return_aux(&aux.as_slice()[..given], true);
+        for pa in aux.as_slice()[..given].iter().filter(|_| undelegated) {
+            // It was delegated for this, and nobody else can have undelegated it.
+            self.granule_undelegate(*pa)?;
+        }
         aux.remove_first(given);
         let drained = room > 0 && aux.as_slice().is_empty();
-        context.park(Operation::Reclaim { object, aux, drained, outcome });
+        context.park(Operation::Reclaim { object, aux, undelegated, drained, outcome });
         let need = if drained { Need::Nothing } else { Need::Reclaim };
         Ok(incomplete(need, [ranges.ranges().len() as u64, 0]))
     }
 
-    /// OP_CANCEL: no operation of this monitor can be cancelled.
-    pub(crate) fn op_cancel(&self) -> Result<Reply, Refusal> {
-        Err(Refusal::INPUT)
+    /// OP_CANCEL: the end of an operation that waits for memory, once what it has got is back.
+    pub(crate) fn op_cancel(&self, handle: u64) -> Result<Reply, Refusal> {
+        let (context, operation) = self.operations.resume(handle, Need::Donation)?;
+        let Operation::CreateRec { rec, donation, aux, .. } = operation else {
+            return Err(Refusal::INPUT);
+        };
+        if !donation.cancellable {
+            context.park(operation);
+            return Err(Refusal::INPUT);
+        }
+        if aux.as_slice().is_empty() {
+            self.release(&self.lock_own(rec, GranuleState::Partial));
+            return Ok(Reply::SUCCESS);
+        }
+        context.park(reclaim(rec, aux, donation.undelegated, Reply::SUCCESS));
+        Ok(incomplete(Need::Reclaim, [0, 0]))
     }
 }
 
 /// An operation that gives `aux` back and then ends with `outcome`.
-pub(crate) fn reclaim(object: Pa, aux: Granules, outcome: Reply) -> Operation {
-    Operation::Reclaim { object, aux, drained: false, outcome }
+pub(crate) fn reclaim(object: Pa, aux: Granules, undelegated: bool, outcome: Reply) -> Operation {
+    Operation::Reclaim { object, aux, undelegated, drained: false, outcome }
 }
 
 const _: () = assert!(GRANULE_SIZE == 4096, "donation requests are for 4 KiB granules");

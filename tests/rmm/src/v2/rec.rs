@@ -6,22 +6,28 @@ use crate::granule::GranuleState;
 use crate::monitor::{Monitor, Page};
 use crate::platform::Platform;
 use crate::rec::{MAX_REC_AUX, RecParams};
-use crate::v2::operation::{Granules, Need, Operation, donation_request, incomplete, reclaim};
+use crate::v2::Rmi2;
+use crate::v2::operation::{
+    Granules, Need, Operation, donation_request, incomplete, reclaim, wants_memory,
+};
 
 impl<P: Platform> Monitor<P> {
     /// REC_CREATE: takes the REC's granule and asks for auxiliary ones. Everything else is checked
     /// when the operation continues.
     pub(crate) fn rec_create_stateful(
         &self,
+        rmi2: &Rmi2,
         rd: Pa,
         rec: Pa,
         params: Pa,
     ) -> Result<Reply, Refusal> {
+        let donation = rmi2.donation;
         let granule = self.lock(rec, GranuleState::Delegated)?;
         let context = self.operations.reserve()?;
         granule.set_state(GranuleState::Partial);
-        let handle = context.park(Operation::CreateRec { rd, rec, params, aux: Granules::NONE });
-        Ok(incomplete(Need::Donation, [handle, donation_request(MAX_REC_AUX as u64)]))
+        let aux = Granules::NONE;
+        let handle = context.park(Operation::CreateRec { rd, rec, params, donation, aux });
+        Ok(wants_memory(donation, [handle, donation_request(donation, MAX_REC_AUX as u64)]))
     }
 
     /// The end of REC_CREATE, when all auxiliary granules are there.
@@ -39,10 +45,15 @@ impl<P: Platform> Monitor<P> {
     }
 
     /// REC_DESTROY: the REC is gone at once, its granules come back by reclaim.
-    pub(crate) fn rec_destroy_stateful(&self, rec: Pa) -> Result<Reply, Refusal> {
+    pub(crate) fn rec_destroy_stateful(&self, rmi2: &Rmi2, rec: Pa) -> Result<Reply, Refusal> {
         let context = self.operations.reserve()?;
         let aux = self.take_rec_apart(rec, GranuleState::Partial)?;
-        let handle = context.park(reclaim(rec, Granules::all(aux), Reply::SUCCESS));
+        let handle = context.park(reclaim(
+            rec,
+            Granules::all(aux),
+            rmi2.donation.undelegated,
+            Reply::SUCCESS,
+        ));
         Ok(incomplete(Need::Reclaim, [handle, 0]))
     }
 }

@@ -1,0 +1,134 @@
+//! Stateful operations of RMI 2.0: every form of donation, memory that runs out on the way, and operations that are
+//! cancelled or cannot be.
+
+use cca_host::{Command, Config, Error, Realm, RealmConfig, RecConfig, Rmm};
+use cca_tests::{Refusal, Rig, World, destroy, with_world_of};
+use mm::Ipa;
+use mm::ledger::{Frames, Owner, Undelegated, Use};
+use rmm::{Abi, Donation, Rmi2};
+
+const OWNER: Owner = Owner::vm(1);
+const RAM: u64 = 0x4000_0000;
+
+/// Runs `test` once per form of donation.
+fn each_form(test: impl Fn(World<'_>, Donation)) {
+    for bits in 0..8 {
+        let donation = Donation {
+            contiguous: bits & 1 != 0,
+            undelegated: bits & 2 != 0,
+            cancellable: bits & 4 != 0,
+        };
+        println!("{donation:?}");
+        let abi = Abi::V2_0(Rmi2 { donation, ..Rmi2::HEAD });
+        with_world_of(8 << 20, abi, |world| test(world, donation));
+    }
+}
+
+fn negotiate<'w>(world: &World<'w>, pool_limit: usize) -> Rmm<'w, &'w Rig> {
+    Rmm::negotiate(world.rig, world.ledger, Config { pool_limit }).expect("an RMM is there")
+}
+
+/// Takes all memory but `left` granules that are next to each other if `together`.
+fn exhaust(world: &World<'_>, left: usize, together: bool) -> Vec<Frames<Undelegated>> {
+    let mut hoard = Vec::new();
+    while let Ok(granule) = world.ledger.alloc(0, Use::VmMemory, Owner::vm(2)) {
+        hoard.push(granule);
+    }
+    let step = if together { 1 } else { 2 };
+    for index in (0..left).rev() {
+        world.ledger.free(hoard.remove(index * step));
+    }
+    hoard
+}
+
+#[test]
+fn recs_are_created_whatever_the_form_of_the_donation() {
+    each_form(|world, _| {
+        for pool_limit in [0, 5, 64] {
+            let rmm = negotiate(&world, pool_limit);
+            let start = world.ledger.census();
+            for _ in 0..3 {
+                let mut realm = Realm::create(&rmm, OWNER, &RealmConfig::new(33)).expect("created");
+                let recs =
+                    [(); 2].map(|()| realm.create_rec(&RecConfig::default()).expect("a REC"));
+                let returned = destroy(realm, recs).expect("destroyed");
+                assert_eq!(returned.lost, 0);
+            }
+            rmm.drain_pool();
+            assert_eq!(world.ledger.census(), start);
+        }
+    });
+}
+
+#[test]
+fn an_operation_that_memory_runs_out_for_gives_everything_back() {
+    each_form(|world, donation| {
+        let rmm = negotiate(&world, 0);
+        let mut realm = Realm::create(&rmm, OWNER, &RealmConfig::new(33)).expect("created");
+        realm.init_ripas(Ipa::new(RAM), Ipa::new(RAM + 0x20_0000)).expect("RAM");
+        // The REC itself, its run page, the pages of parameters and of the list, and some of 16 auxiliary ones.
+        for left in 0..22 {
+            for together in [true, false] {
+                let hoard = exhaust(&world, left, together);
+                let before = world.ledger.census();
+                let cancelled = rmm.calls().of(Command::OpCancel);
+                match realm.create_rec(&RecConfig::default()) {
+                    Ok(rec) => {
+                        let needed = if donation.contiguous { together } else { left >= 20 };
+                        assert!(needed, "{left} granules, together: {together}");
+                        rec.destroy().expect("destroyed");
+                    }
+                    Err(error) => {
+                        assert!(matches!(error, Error::OutOfMemory(_)), "{error}");
+                        let cancelled = rmm.calls().of(Command::OpCancel) - cancelled;
+                        assert!(donation.cancellable || cancelled == 0);
+                        // With memory for what comes first, it is the operation that runs out of it.
+                        assert!(!donation.cancellable || left < 5 || cancelled == 1);
+                    }
+                }
+                assert_eq!(world.ledger.census(), before, "{left} granules");
+                hoard.into_iter().for_each(|granule| world.ledger.free(granule));
+            }
+        }
+        destroy(realm, []).expect("destroyed");
+    });
+}
+
+#[test]
+fn a_refused_step_of_a_cancellation_is_survived() {
+    let donation = Donation { cancellable: true, ..Donation::PAGES };
+    with_world_of(8 << 20, Abi::V2_0(Rmi2 { donation, ..Rmi2::HEAD }), |world| {
+        let rmm = negotiate(&world, 0);
+        let mut realm = Realm::create(&rmm, OWNER, &RealmConfig::new(33)).expect("created");
+        // So little that some of the donation is there, in pieces, when memory runs out.
+        let hoard = exhaust(&world, 12, false);
+        let start = world.ledger.census();
+        world.rig.refuse(None);
+        assert!(realm.create_rec(&RecConfig::default()).is_err());
+        assert_eq!(world.ledger.census(), start);
+        let (mut cases, mut kept) = (0, 0);
+        for call in 0..world.rig.calls() {
+            for word in [1, 3, 4, 10, 11, 14, 17, u64::MAX] {
+                let before = world.ledger.census();
+                world.rig.refuse(Some(Refusal { call, answer: [word, 0, 0, 0, 0, 0, 0, 0] }));
+                assert!(realm.create_rec(&RecConfig::default()).is_err());
+                world.rig.refuse(None);
+                let after = world.ledger.census();
+                assert_eq!(after.total(), before.total());
+                let missing = before.free() - after.free();
+                assert_eq!(missing, after.in_realm_world() - before.in_realm_world());
+                cases += 1;
+                kept += missing;
+                if missing > 0 {
+                    // The next case would not have the same memory.
+                    break;
+                }
+            }
+        }
+        println!(
+            "{cases} refused steps survived, {kept} granules kept by operations that were not allowed to end"
+        );
+        assert!(cases > 20);
+        hoard.into_iter().for_each(|granule| world.ledger.free(granule));
+    });
+}
