@@ -37,6 +37,11 @@ by_line!(
     clean, "cvac"
 );
 by_line!(
+    /// Writes dirty lines of the range back to memory and drops them from the caches. The range must be
+    /// mapped at EL2.
+    clean_invalidate, "civac"
+);
+by_line!(
     /// Writes dirty lines of the range back as far as instruction fetches need it.
     clean_for_fetches, "cvau"
 );

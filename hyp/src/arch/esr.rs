@@ -160,6 +160,38 @@ pub const fn encoding(op0: u32, op1: u32, crn: u32, crm: u32, op2: u32) -> u32 {
     op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
 }
 
+/// Whether this is a data cache operation by set and way: DC ISW, CSW or CISW.
+#[must_use]
+pub const fn is_set_way(register: u32) -> bool {
+    const ISW: u32 = encoding(1, 0, 7, 6, 2);
+    const CSW: u32 = encoding(1, 0, 7, 10, 2);
+    const CISW: u32 = encoding(1, 0, 7, 14, 2);
+    matches!(register, ISW | CSW | CISW)
+}
+
+/// When a trapped WFI, WFE, WFIT or WFET ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitEnd {
+    /// At an interrupt.
+    Interrupt,
+    /// At an interrupt, or when the virtual counter reaches what this register holds.
+    InterruptOrTime(u8),
+    /// At an event, or at a time that the syndrome may not tell.
+    Event,
+}
+
+impl WaitEnd {
+    /// Decodes the ISS of exception class 0x01: TI in bits [1:0], RV in bit 2, RN in [9:5].
+    #[must_use]
+    pub const fn from_iss(iss: u32) -> Self {
+        match (iss & 3, iss >> 2 & 1) {
+            (0, _) => Self::Interrupt,
+            (2, 1) => Self::InterruptOrTime((iss >> 5) as u8 & 0x1f),
+            _ => Self::Event,
+        }
+    }
+}
+
 /// Whether this is a register of Armv8.0 debug: breakpoints, watchpoints, OS lock, claim tags, debug
 /// channel. Trace and branch records, which have op0 2 as well, are not.
 #[must_use]

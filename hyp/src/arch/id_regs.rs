@@ -64,8 +64,9 @@ pub fn read(register: u32) -> Option<u64> {
         ISAR0 => read_sysreg!("id_aa64isar0_el1") & !(0xf << 24),
         // All but XS, LS64.
         ISAR1 => read_sysreg!("id_aa64isar1_el1") & 0x00ff_ffff_ffff_ffff,
-        // WFxT, RPRES, GPA3, APA3, BC, PAC_frac, CLRBHB, RPRFM, CSSC.
-        ISAR2 => read_sysreg!("S3_0_C0_C6_2") & 0x00ff_0000_fff0_ffff,
+        // RPRES, GPA3, APA3, BC, PAC_frac, CLRBHB, RPRFM, CSSC. Not WFxT: QEMU's syndrome of a trapped
+        // WFIT is that of a WFI, which would never end.
+        ISAR2 => read_sysreg!("S3_0_C0_C6_2") & 0x00ff_0000_fff0_fff0,
         // All but FGT and the stage-2 granules; PARange is bounded, and ECV without an offset of the
         // physical counter, which is EL2's.
         MMFR0 => {

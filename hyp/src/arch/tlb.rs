@@ -41,6 +41,14 @@ pub fn load(vttbr: u64) {
     super::cpu::isb();
 }
 
+/// Forgets what this core has cached of the loaded VM's stage-1 translations.
+///
+/// A guest may use the same ASID for different tables on different vCPUs, as on different cores, and the
+/// VMID cannot tell them apart.
+pub fn invalidate_stage1_here() {
+    maintain!("tlbi vmalle1", "dsb nsh", "isb");
+}
+
 /// Takes the stage-2 tables of a VM off this core.
 pub fn unload() {
     load(empty(0));

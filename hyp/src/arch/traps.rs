@@ -12,8 +12,6 @@ bitflags! {
     struct Hcr: u64 {
         /// Stage-2 translation.
         const VM = 1 << 0;
-        /// Set/way invalidation also cleans.
-        const SWIO = 1 << 1;
         /// A stage-1 walk that hits device memory faults.
         const PTW = 1 << 2;
         /// Physical FIQ to EL2, virtual FIQ for the guest.
@@ -28,6 +26,8 @@ bitflags! {
         const BSU_INNER = 1 << 10;
         /// WFI.
         const TWI = 1 << 13;
+        /// Cache maintenance by set and way.
+        const TSW = 1 << 22;
         /// Feature ID registers.
         const TID3 = 1 << 18;
         /// `REVIDR_EL1`, `AIDR_EL1`, `SMIDR_EL1`.

@@ -108,6 +108,25 @@ impl VmMemory {
         cache::forget_instructions();
     }
 
+    /// Cleans and invalidates the caches of the VM's RAM from `ipa` on, as much as fits into a moment;
+    /// returns where to go on, `None` at the end. With FEAT_S2FWB there is nothing to do: the guest
+    /// has no way to reach RAM past the caches.
+    #[must_use]
+    pub fn flush_caches(&self, ipa: Ipa) -> Option<Ipa> {
+        const SLICE: u64 = 256 << 10;
+        if self.stage2.geometry().forces_write_back() {
+            return None;
+        }
+        let (start, rest) = self.ram.iter().find_map(|extent| {
+            let offset = ipa.get().checked_sub(extent.start)?;
+            let rest = extent.frames.bytes().checked_sub(offset).filter(|rest| *rest != 0)?;
+            Some((PhysAddr::new(extent.frames.base().get() + offset), rest))
+        })?;
+        let bytes = rest.min(SLICE);
+        cache::clean_invalidate(start, bytes);
+        ipa.checked_add(bytes)
+    }
+
     /// Maps one page of somebody else's memory at [`layout::STRAY`]: the isolation scenario does
     /// this on purpose with a granule of a realm.
     ///

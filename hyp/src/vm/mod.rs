@@ -21,10 +21,11 @@ pub mod stats;
 pub mod summary;
 pub mod vcpu;
 
+use crate::arch::layout::MAX_CORES;
 use crate::sync::{Lock, VmLock};
 use arrayvec::ArrayString;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use mm::ledger::Owner;
 use mm::stage2::VmidSlot;
 use sched::EntityId;
@@ -137,6 +138,8 @@ pub struct Vm {
     pub disks: VmLock<disks::DiskList>,
     /// VMID of a normal VM.
     pub vmid: VmidSlot,
+    /// For each core, the last vCPU that ran there, plus one; 0 for none.
+    residents: [AtomicU8; MAX_CORES],
     /// What it cost so far.
     pub stats: Stats,
     /// How often it was built.
@@ -156,6 +159,7 @@ impl Vm {
             space: VmLock::new(Space::None),
             disks: VmLock::new(disks::DiskList::new_const()),
             vmid: VmidSlot::new(),
+            residents: [const { AtomicU8::new(0) }; MAX_CORES],
             stats: Stats::new(),
             rounds: AtomicU32::new(0),
             work: Lock::new(()),
@@ -234,6 +238,17 @@ impl Vm {
     #[must_use]
     pub fn entity(&self, vcpu: VcpuId) -> Option<EntityId> {
         self.life.entity(vcpu.index())
+    }
+
+    /// Notes that `vcpu` runs on `core` now; `true` if another one of this VM ran there before.
+    fn changes_resident(&self, core: usize, vcpu: VcpuId) -> bool {
+        // There are at most 16 vCPUs. Only the core itself uses its entry.
+        let now = vcpu.index() as u8 + 1;
+        self.residents.get(core).is_some_and(|resident| {
+            let before = resident.load(Ordering::Relaxed);
+            resident.store(now, Ordering::Relaxed);
+            before != now && before != 0
+        })
     }
 
     /// Its vCPUs.

@@ -1,7 +1,7 @@
 //! A vCPU of a normal VM: its registers are ours, and we enter it by `eret`.
 
 use crate::arch::el1::{self, El1State, Injection, PSTATE_RESET};
-use crate::arch::esr::{self, Esr, SysRegAccess, class};
+use crate::arch::esr::{self, Esr, SysRegAccess, WaitEnd, class};
 use crate::arch::fp::FpState;
 use crate::arch::guest::{self, GuestContext, Trap};
 use crate::arch::id_regs;
@@ -28,6 +28,18 @@ pub struct NormalVcpu {
     /// How many hardware list registers hold something of this vCPU.
     written: usize,
     completion: Completion,
+    set_way: SetWay,
+}
+
+/// How far a pass of cache operations by set and way has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SetWay {
+    /// None is under way.
+    Idle,
+    /// Its first operation has flushed the VM's RAM up to `next`.
+    Flushing { next: Ipa },
+    /// RAM is flushed; `first` is the operation (encoding and operand) that began the pass.
+    Done { first: (u32, u64) },
 }
 
 /// How the instruction that trapped is completed when the answer is there.
@@ -72,6 +84,7 @@ impl NormalVcpu {
             image: LrImage::EMPTY,
             written: 0,
             completion: Completion::default(),
+            set_way: SetWay::Idle,
         }
     }
 
@@ -129,17 +142,17 @@ impl NormalVcpu {
     pub fn decode(&mut self, vm: &Vm) -> Outcome {
         let esr = Esr(read_sysreg!("esr_el2"));
         self.completion = Completion { advance: esr.instruction_bytes(), ..Completion::default() };
+        if esr.class() != class::SYSREG {
+            self.set_way = SetWay::Idle;
+        }
         match esr.class() {
-            class::WFX => {
-                let kind = if esr.iss() & 1 == 0 { WaitKind::Interrupt } else { WaitKind::Event };
-                Outcome::Exit(Exit::Wait { kind, deadline: None })
-            }
+            class::WFX => Outcome::Exit(self.wait(WaitEnd::from_iss(esr.iss()))),
             class::HVC64 => {
                 self.completion.advance = 0;
                 self.call(esr.iss() as u16)
             }
             class::SMC64 => self.call(esr.iss() as u16),
-            class::SYSREG => self.system_register(esr.iss()),
+            class::SYSREG => self.system_register(esr.iss(), vm),
             class::DATA_ABORT | class::INSTRUCTION_ABORT => self.abort(esr, vm),
             // Extensions that are not offered.
             class::SVE
@@ -150,6 +163,17 @@ impl NormalVcpu {
             | class::TME => self.undefined(),
             _ => Outcome::Exit(Exit::Fatal(FatalCause::UnknownException { esr: esr.0 })),
         }
+    }
+
+    fn wait(&self, end: WaitEnd) -> Exit {
+        let (kind, deadline) = match end {
+            WaitEnd::Interrupt => (WaitKind::Interrupt, None),
+            WaitEnd::InterruptOrTime(register) => {
+                (WaitKind::Interrupt, Some(self.context.reg(register)))
+            }
+            WaitEnd::Event => (WaitKind::Event, None),
+        };
+        Exit::Wait { kind, deadline }
     }
 
     fn call(&mut self, immediate: u16) -> Outcome {
@@ -177,9 +201,12 @@ impl NormalVcpu {
     }
 
     /// Answers the registers whose value is ours alone; the interrupt controller's go to services.
-    fn system_register(&mut self, iss: u32) -> Outcome {
+    fn system_register(&mut self, iss: u32, vm: &Vm) -> Outcome {
         const ACTLR_EL1: u32 = esr::encoding(3, 0, 1, 0, 1);
         let access = SysRegAccess::from_iss(iss);
+        if esr::is_set_way(access.encoding) {
+            return self.set_way((access.encoding, self.context.reg(access.register)), vm);
+        }
         let value = match access.encoding {
             ACTLR_EL1 => Some(0),
             register if esr::is_debug_register(register) => Some(0),
@@ -204,6 +231,32 @@ impl NormalVcpu {
             Access::Write(self.context.reg(access.register))
         };
         Outcome::Exit(Exit::SysReg { reg: SysReg::from_iss(iss), access: direction })
+    }
+
+    /// Answers a cache operation by set and way. It would reach the caches of one core, while the
+    /// vCPU may have left data in those of others. What guests mean by a pass over all sets and ways
+    /// is that the caches hold nothing of theirs any more: the first operation of a pass does that by
+    /// address, the others do nothing. A pass begins after any other trap, and where it is the first
+    /// operation once more.
+    fn set_way(&mut self, operation: (u32, u64), vm: &Vm) -> Outcome {
+        let from = match self.set_way {
+            SetWay::Idle => Some(layout::RAM),
+            SetWay::Done { first } if first == operation => Some(layout::RAM),
+            SetWay::Flushing { next } => Some(next),
+            SetWay::Done { .. } => None,
+        };
+        if let Some(from) = from {
+            if let Space::Normal(memory) = &*vm.space.lock()
+                && let Some(next) = memory.flush_caches(from)
+            {
+                // The instruction traps again, after pending interrupts have been taken.
+                self.set_way = SetWay::Flushing { next };
+                return Outcome::Handled;
+            }
+            self.set_way = SetWay::Done { first: operation };
+        }
+        self.context.pc = self.context.pc.wrapping_add(self.completion.advance);
+        Outcome::Handled
     }
 
     fn abort(&mut self, esr: Esr, vm: &Vm) -> Outcome {

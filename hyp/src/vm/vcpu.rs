@@ -124,6 +124,9 @@ impl Vcpu {
                 let vttbr = crate::run::vttbr(self.vm);
                 mitigation::isolate();
                 tlb::load(vttbr);
+                if self.vm.changes_resident(core_index(), self.id) {
+                    tlb::invalidate_stage1_here();
+                }
                 vcpu.load();
                 irq::set_ppis_active(self.active_timer_interrupts(), true);
             }

@@ -179,8 +179,8 @@ fn identification(tally: &mut Tally) {
         "ID_AA64ISAR0_EL1": "mrs x0, S3_0_C0_C6_0", 0xf << 24, 0;
         // XS, LS64.
         "ID_AA64ISAR1_EL1": "mrs x0, S3_0_C0_C6_1", 0xff << 56, 0;
-        // MOPS, 128-bit registers.
-        "ID_AA64ISAR2_EL1": "mrs x0, S3_0_C0_C6_2", 0xff_000f_0000, 0;
+        // WFxT, MOPS, 128-bit registers.
+        "ID_AA64ISAR2_EL1": "mrs x0, S3_0_C0_C6_2", 0xff_000f_000f, 0;
         "ID_AA64ISAR3_EL1": "mrs x0, S3_0_C0_C6_3", !0, 0;
         // FGT.
         "ID_AA64MMFR0_EL1": "mrs x0, S3_0_C0_C7_0", 0xf << 56, 0;

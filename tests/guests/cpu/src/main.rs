@@ -6,6 +6,7 @@
 #![no_std]
 #![no_main]
 
+mod caches;
 mod features;
 mod firmware;
 mod fp;
@@ -54,6 +55,7 @@ fn run(info: &BootInfo) -> Result<(), &'static str> {
     features::check()?;
     firmware::check_calls()?;
     timers::check()?;
+    caches::check()?;
     firmware::check_standby()?;
     let secondaries = 1..info.cpus.min(guest_rt::MAX_CPUS) as u64;
     for cpu in secondaries.clone() {
