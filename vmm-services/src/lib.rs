@@ -42,7 +42,7 @@ pub mod vm;
 pub use exit::{Exit, Resume};
 pub use ids::{MAX_VCPUS, VcpuId, VcpuSet};
 pub use traits::{
-    ConsoleSink, DiskError, Disks, Entropy, EntropyError, GuestMemory, MemoryFault, Peers,
+    ConsoleSink, DiskError, Disks, Entropy, EntropyError, GuestMemory, MemoryFault, NicId, Peers,
     VirtualIrq,
 };
 pub use vm::{Response, VmServices};

@@ -384,6 +384,22 @@ impl crate::Entropy for Counting {
 pub(crate) struct Alone;
 
 impl crate::Peers for Alone {
+    fn send(&mut self, _: crate::NicId, _: &[u8]) {
+        unreachable!("this VM has no network")
+    }
+
+    fn has_frame(&mut self, _: crate::NicId) -> bool {
+        unreachable!("this VM has no network")
+    }
+
+    fn receive(&mut self, _: crate::NicId, _: &mut [u8]) -> Option<usize> {
+        unreachable!("this VM has no network")
+    }
+
+    fn discard(&mut self, _: crate::NicId) {
+        unreachable!("this VM has no network")
+    }
+
     fn channel_access(
         &mut self,
         _: &crate::channel::Endpoint,

@@ -161,11 +161,33 @@ pub trait Entropy {
     fn fill(&self, buf: &mut [u8]) -> Result<(), EntropyError>;
 }
 
+/// A network device of a VM, and where it is plugged in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NicId {
+    /// Number of the switch in the bundle.
+    pub switch: u8,
+    /// Number of the device among the VM's network devices.
+    pub number: u8,
+}
+
 /// Other VMs, as far as a VM is connected with them.
 ///
 /// What a VM does here may concern another one. That one is told, and looks at its own side in its
 /// own time ([`crate::VmServices::peers_called`]).
 pub trait Peers {
+    /// Sends an Ethernet frame. What becomes of it is the switch's to decide and to count.
+    fn send(&mut self, nic: NicId, frame: &[u8]);
+
+    /// Whether a frame waits for a device.
+    fn has_frame(&mut self, nic: NicId) -> bool;
+
+    /// Takes the oldest frame that waits for a device; returns its length, at most
+    /// [`crate::switch::MAX_FRAME`] and that of `into`.
+    fn receive(&mut self, nic: NicId, into: &mut [u8]) -> Option<usize>;
+
+    /// Drops the frames that wait for a device.
+    fn discard(&mut self, nic: NicId);
+
     /// Accesses the register at `offset` of a channel; returns the value of a read.
     fn channel_access(
         &mut self,

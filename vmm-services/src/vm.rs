@@ -390,9 +390,11 @@ impl VmServices {
         self.console.len()
     }
 
-    /// Looks at what other VMs have done to this one's devices; returns whom to wake or kick.
+    /// Looks at what other VMs have done to this one's devices; returns whom to wake or kick. What network
+    /// devices have to do then is left to [`VmServices::work`].
     pub fn peers_called(&mut self, peers: &mut dyn Peers) -> VcpuSet {
         let mut kick = VcpuSet::EMPTY;
+        self.virtio.iter_mut().filter(|t| t.model().is_net()).for_each(Transport::request_work);
         for endpoint in &self.channels {
             let line = peers.channel_line(endpoint);
             kick.extend(self.vgic.set_spi(endpoint.registers.intid, line));

@@ -16,7 +16,8 @@ use vmm_services::manifest::{Bundle, names};
 
 use crate::elf;
 use crate::scenario::{
-    Channel, Device, Disk, ImageRef, ImageType, Kind, Refusal, Refused, Scenario, VirtioDevice, Vm,
+    Channel, Device, Disk, ImageRef, ImageType, Kind, Net, Refusal, Refused, Scenario,
+    VirtioDevice, Vm,
 };
 
 /// Bytes of a disk's sector.
@@ -179,9 +180,13 @@ fn tree(scenario: &Scenario, images: &Images, tree_size: u64, total: u64) -> Vec
     if let Some(pool) = scenario.machine.pool {
         set(root, names::POOL, pool);
     }
+    if !scenario.switches.is_empty() {
+        let switches: Vec<&str> = scenario.switches.iter().map(String::as_str).collect();
+        set(root, names::SWITCHES, switches);
+    }
     let mut vms = DeviceTreeNode::new_unchecked(names::VMS);
     for vm in &scenario.vms {
-        let mut node = vm_node(vm, &placed);
+        let mut node = vm_node(vm, &placed, &scenario.switches);
         let mut kernel = image_node(names::KERNEL, placed[&vm.kernel.path]);
         set(&mut kernel, names::TYPE, images.kernel_type(vm).name());
         node.add_child(kernel);
@@ -200,7 +205,7 @@ fn tree(scenario: &Scenario, images: &Images, tree_size: u64, total: u64) -> Vec
     tree.to_dtb()
 }
 
-fn vm_node(vm: &Vm, placed: &BTreeMap<PathBuf, Placed>) -> DeviceTreeNode {
+fn vm_node(vm: &Vm, placed: &BTreeMap<PathBuf, Placed>, switches: &[String]) -> DeviceTreeNode {
     let mut node = DeviceTreeNode::new_unchecked(vm.name.as_str());
     set(&mut node, names::KIND, vm.kind.name());
     set(&mut node, names::VCPUS, vm.vcpus);
@@ -239,7 +244,7 @@ fn vm_node(vm: &Vm, placed: &BTreeMap<PathBuf, Placed>) -> DeviceTreeNode {
     if !vm.devices.is_empty() || !vm.virtio.is_empty() {
         let mut devices = devices_node(&vm.devices);
         if !vm.virtio.is_empty() {
-            devices.add_child(virtio_node(&vm.virtio, placed));
+            devices.add_child(virtio_node(&vm.virtio, placed, switches));
         }
         node.add_child(devices);
     }
@@ -264,7 +269,11 @@ fn devices_node(devices: &[Device]) -> DeviceTreeNode {
 }
 
 /// One child per slot, in their order.
-fn virtio_node(devices: &[VirtioDevice], placed: &BTreeMap<PathBuf, Placed>) -> DeviceTreeNode {
+fn virtio_node(
+    devices: &[VirtioDevice],
+    placed: &BTreeMap<PathBuf, Placed>,
+    switches: &[String],
+) -> DeviceTreeNode {
     let mut node = DeviceTreeNode::new_unchecked(names::VIRTIO);
     for (slot, device) in devices.iter().enumerate() {
         let child = |kind| DeviceTreeNode::new_unchecked(format!("{kind}@{slot}"));
@@ -272,6 +281,7 @@ fn virtio_node(devices: &[VirtioDevice], placed: &BTreeMap<PathBuf, Placed>) -> 
             VirtioDevice::Console => child(names::CONSOLE),
             VirtioDevice::Entropy => child(names::ENTROPY),
             VirtioDevice::Block(disk) => disk_node(child(names::BLOCK), disk, placed),
+            VirtioDevice::Net(net) => net_node(child(names::NET), net, switches),
         });
     }
     node
@@ -290,6 +300,22 @@ fn disk_node(
     }
     if let Some(image) = image {
         node.add_child(image_node(names::IMAGE, image));
+    }
+    node
+}
+
+/// Fills in the node of a network device. Switches go by their numbers.
+fn net_node(mut node: DeviceTreeNode, net: &Net, switches: &[String]) -> DeviceTreeNode {
+    let switch = switches.iter().position(|name| *name == net.switch).unwrap_or_default();
+    set(&mut node, names::SWITCH, switch as u32);
+    set(&mut node, names::MAC, net.mac);
+    if net.any_source {
+        set(&mut node, names::SOURCE, names::SOURCE_ANY);
+    }
+    set(&mut node, names::QUEUE_BYTES, net.queue.0);
+    set(&mut node, names::QUEUE_FRAMES, net.queue_frames);
+    if let Some(rate) = net.rate_kbps {
+        set(&mut node, names::RATE_KBPS, rate);
     }
     node
 }

@@ -1,10 +1,12 @@
 use std::io::Write;
+use std::num::NonZeroU32;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use vmm_services::manifest::{
     BlockSpec, Budget, ChannelSpec, HashAlgorithm, KernelFormat, Placement, SelfTest, VirtioDevice,
 };
+use vmm_services::switch::{MacAddr, PortConfig, SourcePolicy};
 
 use super::*;
 use crate::scenario::parse_for_test;
@@ -90,6 +92,19 @@ kernel = "kernel"
 hash = "sha512"
 ipa-bits = 36
 personalization = "ab"
+[[vm.device]]
+kind = "uart"
+[[vm.device]]
+kind = "net"
+switch = "lan"
+[[vm.device]]
+kind = "net"
+switch = "dmz"
+mac = "02:00:00:00:00:0A"
+source = "any"
+queue = "64K"
+queue-frames = 7
+rate-kbps = 1000
 [[channel]]
 name = "pipe"
 vms = ["two", "one"]
@@ -131,6 +146,19 @@ fn the_hypervisors_parser_reads_what_was_written() {
     assert_eq!(two.devices.uart, Some(Placement { base: 0x900_0000, intid: 33 }));
     let pipe = ChannelSpec { name: "pipe", size: 64 << 10, ends: ["two", "one"] };
     assert_eq!(bundle.channels.as_slice(), [pipe]);
+    assert_eq!(bundle.switches.as_slice(), ["lan", "dmz"]);
+    let [lan, dmz] = two.devices.nets().collect::<Vec<_>>()[..] else { panic!("two nets") };
+    assert_eq!((lan.nic.switch, lan.nic.number, lan.queue_bytes), (0, 0, 128 << 10));
+    assert_eq!(lan.port.mac.to_string(), "02:53:5a:00:01:00");
+    assert_eq!((lan.port.source, lan.port.queue_frames), (SourcePolicy::Own, 256));
+    assert_eq!((dmz.nic.switch, dmz.nic.number, dmz.queue_bytes), (1, 1, 64 << 10));
+    let port = PortConfig {
+        mac: MacAddr([2, 0, 0, 0, 0, 10]),
+        source: SourcePolicy::Any,
+        queue_frames: 7,
+        rate_kbps: NonZeroU32::new(1000),
+    };
+    assert_eq!(dmz.port, port);
     // Both VMs use one copy.
     assert_eq!(one.kernel, two.kernel);
     assert_eq!(bundle.image(&two.kernel), kernel());

@@ -38,6 +38,7 @@ fn scenario() -> Scenario {
         self_test: None,
         machine: Machine { cpus: 1, memory: Size(3 << 30), pool: None },
         vms: vec![vm("good", Expect::Off, None), vm("bad", Expect::Stopped, Some("granule"))],
+        switches: Vec::new(),
         channels: Vec::new(),
     }
 }

@@ -20,12 +20,39 @@ const INIT: &str = include_str!("init.sh");
 
 /// Commands of busybox that [`INIT`] uses, and some for whoever types in its shell.
 const APPLETS: &[&str] = &[
-    "sh", "mount", "cat", "grep", "uname", "sleep", "poweroff", "setsid", "ls", "ps", "dmesg",
-    "vi", "insmod", "awk", "cmp", "dd", "md5sum", "mkdir", "taskset", "tee", "umount", "wc",
+    "sh",
+    "mount",
+    "cat",
+    "grep",
+    "uname",
+    "sleep",
+    "poweroff",
+    "setsid",
+    "ls",
+    "ps",
+    "dmesg",
+    "vi",
+    "insmod",
+    "awk",
+    "cmp",
+    "dd",
+    "md5sum",
+    "mkdir",
+    "taskset",
+    "tee",
+    "umount",
+    "wc",
+    "ip",
+    "ping",
+    "nc",
+    "head",
+    "sha256sum",
 ];
 
 /// What [`INIT`] runs when it is told to.
 const SELF_TEST: &str = include_str!("selftest.sh");
+/// What [`INIT`] runs to try the network.
+const NET_TEST: &str = include_str!("nettest.sh");
 
 /// Modules of the kernel, each behind those that it needs: [`INIT`] loads them in this order.
 const MODULES: &[&str] = &[
@@ -182,6 +209,7 @@ fn write_initramfs(project: &Project) -> Result<()> {
         archive.file("lib/modules/order", 0o644, order.as_bytes());
     }
     archive.file("bin/selftest", 0o755, SELF_TEST.as_bytes());
+    archive.file("bin/nettest", 0o755, NET_TEST.as_bytes());
     archive.file("init", 0o755, INIT.as_bytes());
     // No time stamp: the measurement of a realm that carries this archive must repeat.
     let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());

@@ -1,7 +1,9 @@
 #!/bin/sh
 # Process 1 of the Linux guest: says that user space is reached and powers off. With `linger=N` on
 # the kernel's command line it stays for N seconds and says one line in each; with `shell` there is
-# a shell on the console first; with `selftest` it runs the self test.
+# a shell on the console first; with `selftest` it runs the self test. The network device gets the
+# address of `net=ADDRESS/BITS`; with `serve=N` the guest then answers others, which have
+# `ask=ADDRESS`, N times.
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev 2>/dev/null
@@ -17,18 +19,31 @@ echo "init: user space reached: Linux $(uname -r), $cpus CPU, $(grep MemTotal /p
 linger=0
 shell=
 selftest=
+net=
 for word in $(cat /proc/cmdline); do
     case $word in
         linger=*) linger=${word#linger=} ;;
         shell) shell=yes ;;
         selftest) selftest=yes ;;
+        net=*) net=${word#net=} ;;
     esac
 done
+if [ "$net" ]; then
+    ip link set lo up
+    ip address add "$net" dev eth0
+    ip link set eth0 up
+fi
 if [ "$shell" ]; then
     # A session of its own, whose terminal is the console: the shell has line editing and Ctrl-C.
     setsid -c sh -l </dev/ttyAMA0 >/dev/ttyAMA0 2>&1
 fi
 if [ "$selftest" ]; then selftest; fi
+for word in $(cat /proc/cmdline); do
+    case $word in
+        ask=*) nettest ask "${word#ask=}" ;;
+        serve=*) nettest serve "${word#serve=}" ;;
+    esac
+done
 second=0
 while [ "$second" -lt "$linger" ]; do
     sleep 1

@@ -5,7 +5,7 @@ use super::normal::NormalVcpu;
 use super::realm::{Construction, Image};
 use super::rec::RecVcpu;
 use super::vcpu::{self, Kind, Vcpu};
-use super::{Reason, Space, Vm, channel, disks, lifecycle};
+use super::{Reason, Space, Vm, channel, disks, lifecycle, net};
 use crate::arch::smc::Smc;
 use crate::arch::sysreg::{read_sysreg, write_sysreg};
 use crate::arch::{cpu, timer, tlb, vgic_hw};
@@ -125,7 +125,7 @@ pub fn begin(vm: &'static Vm) -> Result<bool, Reason> {
         disks::build(vm, image.spec, image.bundle)?;
         if image.spec.realm().is_none() {
             build_normal(vm, image)?;
-            channel::join(vm)?;
+            connect(vm)?;
             finish(vm);
             return Ok(true);
         }
@@ -160,10 +160,16 @@ pub fn advance(vm: &'static Vm) -> Result<bool, Reason> {
         *space = Space::Realm(realm);
         drop(space);
         equip_realm(vm, image.spec, recs)?;
-        channel::join(vm)?;
+        connect(vm)?;
         finish(vm);
         Ok(true)
     })
+}
+
+/// Connects a VM that has all its own with others.
+fn connect(vm: &'static Vm) -> Result<(), Reason> {
+    channel::join(vm)?;
+    net::plug_in(vm)
 }
 
 /// Notes that all parts of `vm` are there.
@@ -216,7 +222,7 @@ fn build_normal(vm: &'static Vm, image: &Image<'_>) -> Result<(), Reason> {
     if !filled {
         return Err(Reason::new(format_args!("an image lies outside the VM's memory")));
     }
-    *vm.services.lock() = Some(VmServices::new(&ServicesConfig {
+    let config = ServicesConfig {
         vgic: VgicConfig {
             vcpus: spec.vcpus,
             list_registers: vgic_hw::list_registers(),
@@ -228,7 +234,8 @@ fn build_normal(vm: &'static Vm, image: &Image<'_>) -> Result<(), Reason> {
         flash: spec.devices.flash,
         virtio: &spec.devices.virtio,
         channels: &channel::endpoints(vm).collect::<Endpoints>(),
-    }));
+    };
+    equip(vm, &config);
     // Virtual time of the VM starts at zero.
     let offset = timer::now_ticks();
     for id in vm.vcpus() {
@@ -237,6 +244,13 @@ fn build_normal(vm: &'static Vm, image: &Image<'_>) -> Result<(), Reason> {
         add_vcpu(vm, spec, id, kind)?;
     }
     map_stray_granule(vm, spec)
+}
+
+/// Gives a VM its device models.
+// A frame of its own: they are large, and building a VM has no need of them.
+#[inline(never)]
+fn equip(vm: &Vm, config: &ServicesConfig<'_>) {
+    *vm.services.lock() = Some(VmServices::new(config));
 }
 
 /// A guest's timers are the core's own, so their interrupts are tied to the machine's.
@@ -257,7 +271,7 @@ fn equip_realm(
 ) -> Result<(), Reason> {
     let rmm = super::realm::rmm()?;
     let ipa_bits = spec.realm().map(|realm| realm.ipa_bits);
-    *vm.services.lock() = Some(VmServices::new(&ServicesConfig {
+    let config = ServicesConfig {
         vgic: VgicConfig {
             vcpus: spec.vcpus,
             list_registers: super::realm::list_registers(rmm),
@@ -269,7 +283,8 @@ fn equip_realm(
         flash: spec.devices.flash,
         virtio: &spec.devices.virtio,
         channels: &channel::endpoints(vm).collect::<Endpoints>(),
-    }));
+    };
+    equip(vm, &config);
     let mut failure = None;
     let gic = rmm.capabilities().gic;
     for (id, rec) in vm.vcpus().zip(recs) {

@@ -2,7 +2,7 @@
 
 use super::output::VmConsole;
 use super::vcpu::{self, Kind, Vcpu};
-use super::{End, Reason, Space, Vm, build, channel, disks};
+use super::{End, Reason, Space, Vm, build, channel, disks, net};
 use crate::arch::timer;
 use crate::run::{self, SCHEDULER};
 use arrayvec::ArrayVec;
@@ -152,6 +152,7 @@ pub fn take_apart(vm: &'static Vm) {
         services.flush_console(&mut VmConsole(vm));
     }
     disks::free(vm);
+    net::unplug(vm);
     let mut recs = ArrayVec::<_, MAX_VCPUS>::new();
     for vcpu in vm.vcpus() {
         let Some(slot) = vm.entity(vcpu).and_then(vcpu::slot) else { continue };

@@ -11,6 +11,7 @@ pub mod disks;
 pub mod extents;
 pub mod lifecycle;
 pub mod memory;
+pub mod net;
 pub mod normal;
 pub mod output;
 pub mod peers;

@@ -1,10 +1,10 @@
 //! What a VM does to others through its devices.
 
-use super::{Vm, channel};
+use super::{Vm, channel, net};
 use crate::run;
-use vmm_services::Peers;
 use vmm_services::channel::Endpoint;
 use vmm_services::exit::{Access, Width};
+use vmm_services::{NicId, Peers};
 
 /// The other VMs, as `vm` reaches them while its services handle an exit.
 ///
@@ -25,6 +25,22 @@ impl VmPeers {
 }
 
 impl Peers for VmPeers {
+    fn send(&mut self, nic: NicId, frame: &[u8]) {
+        self.pick_anew |= net::send(self.vm, nic, frame);
+    }
+
+    fn has_frame(&mut self, nic: NicId) -> bool {
+        net::has_frame(self.vm, nic)
+    }
+
+    fn receive(&mut self, nic: NicId, into: &mut [u8]) -> Option<usize> {
+        net::receive(self.vm, nic, into)
+    }
+
+    fn discard(&mut self, nic: NicId) {
+        net::discard(self.vm, nic);
+    }
+
     fn channel_access(
         &mut self,
         endpoint: &Endpoint,

@@ -100,6 +100,8 @@ pub enum Fault {
     TooMany(usize),
     /// Two VMs have the same name.
     DuplicateName,
+    /// Another device on the same switch has the address.
+    DuplicateAddress,
     /// Names a VM that does not exist or is of the wrong kind.
     NoSuchVm,
 }
@@ -138,6 +140,7 @@ impl fmt::Display for Fault {
             Self::VmCount => write!(f, "must have 1 to {} VMs", super::MAX_VMS),
             Self::TooMany(most) => write!(f, "more than {most}"),
             Self::DuplicateName => f.write_str("name is used twice"),
+            Self::DuplicateAddress => f.write_str("another device on the switch has it"),
             Self::NoSuchVm => f.write_str("names no VM of the right kind"),
         }
     }

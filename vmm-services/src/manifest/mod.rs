@@ -8,10 +8,12 @@
 mod channels;
 mod error;
 pub mod names;
+mod net;
 mod parse;
 
 pub use channels::ChannelSpec;
 pub use error::{Fault, ManifestError, Property};
+pub use net::NetSpec;
 pub use parse::peek_total_size;
 
 use crate::crc32;
@@ -21,6 +23,8 @@ use arrayvec::ArrayVec;
 pub const MAX_VMS: usize = 16;
 /// Most channels of a bundle.
 pub const MAX_CHANNELS: usize = 16;
+/// Most switches of a bundle.
+pub const MAX_SWITCHES: usize = 4;
 /// Longest name of a VM in bytes.
 pub const MAX_NAME: usize = 31;
 /// Longest command line in bytes.
@@ -44,6 +48,8 @@ pub struct Bundle<'a> {
     pub pool: Option<u32>,
     /// The VMs, in the order of the tree.
     pub vms: ArrayVec<VmSpec<'a>, MAX_VMS>,
+    /// Names of the switches between them.
+    pub switches: ArrayVec<&'a str, MAX_SWITCHES>,
     /// Channels between them.
     pub channels: ArrayVec<ChannelSpec<'a>, MAX_CHANNELS>,
 }
@@ -202,6 +208,8 @@ pub enum VirtioDevice {
     Entropy,
     /// Disk in RAM.
     Block(BlockSpec),
+    /// Port of a switch.
+    Net(NetSpec),
 }
 
 /// A disk in RAM. What a VM writes to it lasts until the VM ends: when the VM runs again it finds

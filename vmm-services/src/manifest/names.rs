@@ -28,6 +28,8 @@ pub const VMS: &str = "vms";
 /// Root, optional: node with one child per channel, whose node name is the channel's name. Channel:
 /// u64, [`SIZE`], and [`VMS`], the names of the two VMs.
 pub const CHANNELS: &str = "channels";
+/// Root, optional: names of the switches, strings.
+pub const SWITCHES: &str = "switches";
 
 /// VM: string, [`KIND_VM`] or [`KIND_REALM`].
 pub const KIND: &str = "kind";
@@ -135,6 +137,22 @@ pub const BLOCK: &str = "block";
 pub const READ_ONLY: &str = "read-only";
 /// Node in a disk: its first bytes.
 pub const IMAGE: &str = "image";
+/// Kind of virtio device: network.
+pub const NET: &str = "net";
+/// Network: u32, index in [`SWITCHES`].
+pub const SWITCH: &str = "switch";
+/// Network: six bytes.
+pub const MAC: &str = "mac-address";
+/// Network, optional: string, [`SOURCE_ANY`]. Without, it sends from its own address only.
+pub const SOURCE: &str = "source";
+/// Value of [`SOURCE`].
+pub const SOURCE_ANY: &str = "any";
+/// Network: u64, most bytes of frames that wait for it, a power of two.
+pub const QUEUE_BYTES: &str = "queue-bytes";
+/// Network: u32, most frames that wait for it.
+pub const QUEUE_FRAMES: &str = "queue-frames";
+/// Network, optional: u32, thousand bits per second that it may send in the long run.
+pub const RATE_KBPS: &str = "rate-kbps";
 /// Device nodes: two u64, address and size of the registers.
 pub const REG: &str = "reg";
 /// Device nodes: u32, INTID.

@@ -2,6 +2,7 @@
 
 use super::channels;
 use super::names::{self, *};
+use super::net;
 use super::{
     BlockSpec, Budget, Bundle, Conversions, Devices, Expect, Fault, FaultSize, HashAlgorithm,
     ImageRef, KernelFormat, MAX_CMDLINE, MAX_NAME, MAX_POOL, MAX_TREE, ManifestError, PRIORITIES,
@@ -70,7 +71,7 @@ pub(super) fn bundle(bytes: &[u8], crc: Update) -> Result<'_, Bundle<'_>> {
     let bytes = whole.ok_or(root.fault(TOTAL_SIZE, mismatch))?;
     check_tree_checksum(&root, tree_bytes, crc)?;
     root.only(
-        &["compatible", VERSION, TOTAL_SIZE, CRC32, SCENARIO, SELF_TEST, POOL],
+        &["compatible", VERSION, TOTAL_SIZE, CRC32, SCENARIO, SELF_TEST, POOL, SWITCHES],
         &[VMS, CHANNELS],
     )?;
 
@@ -89,6 +90,7 @@ pub(super) fn bundle(bytes: &[u8], crc: Update) -> Result<'_, Bundle<'_>> {
             Some(_) => Some(root.number_within(POOL, 0, u64::from(MAX_POOL))? as u32),
         },
         vms: ArrayVec::new(),
+        switches: net::switches(&root)?,
         channels: ArrayVec::new(),
     };
     let vms = root.node.child(VMS).ok_or(root.fault(VMS, Fault::Missing))?;
@@ -107,6 +109,7 @@ pub(super) fn bundle(bytes: &[u8], crc: Update) -> Result<'_, Bundle<'_>> {
         return Err(root.fault(VMS, Fault::VmCount));
     }
     check_strays(&bundle)?;
+    net::check_ports(&bundle)?;
     bundle.channels = channels::channels(&root, &bundle.vms)?;
     Ok(bundle)
 }
@@ -353,6 +356,10 @@ fn virtio<'a>(
                 VirtioDevice::Entropy
             }
             BLOCK => VirtioDevice::Block(block(&at, images)?),
+            NET => {
+                let is_net = |device: &&VirtioDevice| matches!(device, VirtioDevice::Net(_));
+                VirtioDevice::Net(net::device(&at, found.iter().filter(is_net).count() as u8)?)
+            }
             _ => return Err(at.fault("", Fault::Unknown)),
         };
         found.try_push(device).map_err(|_| list.fault("", Fault::TooMany(layout::MAX_VIRTIO)))?;
@@ -411,7 +418,7 @@ pub(super) struct At<'a> {
     owner: &'a str,
     /// Child node inside it.
     child: &'a str,
-    node: Node<'a>,
+    pub(super) node: Node<'a>,
 }
 
 impl<'a> At<'a> {
@@ -490,7 +497,7 @@ impl<'a> At<'a> {
         self.property(name)?.str().ok_or(self.fault(name, Fault::BadType))
     }
 
-    fn optional_str(&self, name: &'a str) -> Result<'a, Option<&'a str>> {
+    pub(super) fn optional_str(&self, name: &'a str) -> Result<'a, Option<&'a str>> {
         if self.node.property(name).is_none() { Ok(None) } else { self.str(name).map(Some) }
     }
 }

@@ -62,7 +62,7 @@ pub struct PortConfig {
     /// Source addresses that it may use.
     pub source: SourcePolicy,
     /// Most frames that wait for it; how many bytes, its memory says.
-    pub queue_frames: usize,
+    pub queue_frames: u16,
     /// What it may send in the long run, in thousand bits per second; `None` for no limit.
     pub rate_kbps: Option<NonZeroU32>,
 }
@@ -220,7 +220,7 @@ struct PortState<S> {
     stats: PortStats,
 }
 
-impl<S: AsRef<[u8]> + AsMut<[u8]>> PortState<S> {
+impl<S: AsMut<[u8]>> PortState<S> {
     /// Whether frames for `mac` go here.
     fn has(&self, mac: MacAddr, now_ns: u64) -> bool {
         self.config.mac == mac
@@ -258,7 +258,7 @@ pub struct Switch<S> {
     ports: [Option<PortState<S>>; MAX_PORTS],
 }
 
-impl<S: AsRef<[u8]> + AsMut<[u8]>> Default for Switch<S> {
+impl<S: AsMut<[u8]>> Default for Switch<S> {
     fn default() -> Self {
         Self::new()
     }
@@ -272,7 +272,7 @@ impl<S> Switch<S> {
     }
 }
 
-impl<S: AsRef<[u8]> + AsMut<[u8]>> Switch<S> {
+impl<S: AsMut<[u8]>> Switch<S> {
     /// Attaches a port whose frames are to wait in `memory`.
     ///
     /// # Errors
@@ -280,7 +280,7 @@ impl<S: AsRef<[u8]> + AsMut<[u8]>> Switch<S> {
     pub fn attach(
         &mut self,
         config: PortConfig,
-        memory: S,
+        mut memory: S,
         now_ns: u64,
     ) -> Result<Port, (AttachError, S)> {
         if !config.mac.is_station() {
@@ -289,7 +289,7 @@ impl<S: AsRef<[u8]> + AsMut<[u8]>> Switch<S> {
         if self.states().any(|(_, other)| other.config.mac == config.mac) {
             return Err((AttachError::AddressTaken, memory));
         }
-        if memory.as_ref().len() < MIN_QUEUE_BYTES {
+        if memory.as_mut().len() < MIN_QUEUE_BYTES {
             return Err((AttachError::QueueTooSmall, memory));
         }
         // From now on the address is here, whoever has claimed it before.
@@ -301,7 +301,7 @@ impl<S: AsRef<[u8]> + AsMut<[u8]>> Switch<S> {
         *place = Some(PortState {
             learned: ArrayVec::new(),
             bucket: config.rate_kbps.map(|rate| TokenBucket::new(rate, now_ns)),
-            queue: FrameQueue::new(memory, config.queue_frames),
+            queue: FrameQueue::new(memory, config.queue_frames.into()),
             stats: PortStats::default(),
             config,
         });

@@ -7,6 +7,8 @@ const LENGTH: usize = size_of::<u16>();
 #[derive(Debug)]
 pub(super) struct FrameQueue<S> {
     storage: S,
+    /// Bytes of the ring.
+    capacity: usize,
     /// Index of the oldest byte.
     head: usize,
     /// Bytes in use, lengths included.
@@ -15,10 +17,11 @@ pub(super) struct FrameQueue<S> {
     max_frames: usize,
 }
 
-impl<S: AsRef<[u8]> + AsMut<[u8]>> FrameQueue<S> {
+impl<S: AsMut<[u8]>> FrameQueue<S> {
     /// An empty queue of at most `max_frames` frames.
-    pub(super) fn new(storage: S, max_frames: usize) -> Self {
-        Self { storage, head: 0, used: 0, frames: 0, max_frames }
+    pub(super) fn new(mut storage: S, max_frames: usize) -> Self {
+        let capacity = storage.as_mut().len();
+        Self { storage, capacity, head: 0, used: 0, frames: 0, max_frames }
     }
 
     pub(super) fn into_storage(self) -> S {
@@ -36,9 +39,8 @@ impl<S: AsRef<[u8]> + AsMut<[u8]>> FrameQueue<S> {
     /// Appends a frame; `false` if it does not fit, and then nothing has changed.
     pub(super) fn push(&mut self, frame: &[u8]) -> bool {
         let Ok(length) = u16::try_from(frame.len()) else { return false };
-        let capacity = self.storage.as_ref().len();
         let needed = LENGTH + frame.len();
-        if self.frames >= self.max_frames || needed > capacity - self.used {
+        if self.frames >= self.max_frames || needed > self.capacity - self.used {
             return false;
         }
         let tail = self.head + self.used;
@@ -61,7 +63,7 @@ impl<S: AsRef<[u8]> + AsMut<[u8]>> FrameQueue<S> {
         if let Some(into) = into.get_mut(..copied) {
             self.copy_out(self.head + LENGTH, into);
         }
-        self.head = (self.head + LENGTH + length) % self.storage.as_ref().len().max(1);
+        self.head = (self.head + LENGTH + length) % self.capacity.max(1);
         self.used -= LENGTH + length;
         self.frames -= 1;
         Some(copied)
@@ -81,8 +83,8 @@ impl<S: AsRef<[u8]> + AsMut<[u8]>> FrameQueue<S> {
     }
 
     /// Reads `bytes.len()` bytes at `position`, modulo the size of the ring.
-    fn copy_out(&self, position: usize, bytes: &mut [u8]) {
-        let ring = self.storage.as_ref();
+    fn copy_out(&mut self, position: usize, bytes: &mut [u8]) {
+        let ring = self.storage.as_mut();
         let start = position % ring.len().max(1);
         let (first, second) = bytes.split_at_mut(bytes.len().min(ring.len() - start));
         for (at, piece) in [(start, first), (0, second)] {

@@ -95,6 +95,11 @@ impl Transport {
         &mut self.model
     }
 
+    /// The same, to look at.
+    pub(crate) const fn model(&self) -> &Model {
+        &self.model
+    }
+
     /// Level of the interrupt line.
     pub(crate) fn line(&self) -> bool {
         self.interrupts != 0

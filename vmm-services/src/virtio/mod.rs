@@ -12,12 +12,14 @@ mod console;
 mod driver;
 mod entropy;
 mod mmio;
+mod net;
 mod queue;
 
 pub(crate) use block::{Block, SECTOR};
 pub(crate) use console::Console;
 use entropy::EntropyDevice;
 pub(crate) use mmio::Transport;
+use net::Net;
 pub use queue::{BYTES_PER_CALL, Chain, DESCRIPTORS_PER_CALL, Io, QUEUE_SIZE_MAX, QueueError};
 
 use crate::layout::MAX_VIRTIO;
@@ -65,6 +67,7 @@ pub(crate) enum Model {
     Console(Console),
     Entropy(EntropyDevice),
     Block(Block),
+    Net(Net),
 }
 
 impl Model {
@@ -77,6 +80,7 @@ impl Model {
             VirtioDevice::Block(spec) => {
                 Self::Block(Block::new(spec, disks.next().unwrap_or_default()))
             }
+            VirtioDevice::Net(spec) => Self::Net(Net::new(*spec)),
         })
     }
 
@@ -84,8 +88,13 @@ impl Model {
     pub(crate) fn as_console(&mut self) -> Option<&mut Console> {
         match self {
             Self::Console(device) => Some(device),
-            Self::Entropy(_) | Self::Block(_) => None,
+            Self::Entropy(_) | Self::Block(_) | Self::Net(_) => None,
         }
+    }
+
+    /// Whether other VMs send to it.
+    pub(crate) const fn is_net(&self) -> bool {
+        matches!(self, Self::Net(_))
     }
 
     fn device(&self) -> &dyn Device {
@@ -93,6 +102,7 @@ impl Model {
             Self::Console(device) => device,
             Self::Entropy(device) => device,
             Self::Block(device) => device,
+            Self::Net(device) => device,
         }
     }
 
@@ -101,6 +111,7 @@ impl Model {
             Self::Console(device) => device,
             Self::Entropy(device) => device,
             Self::Block(device) => device,
+            Self::Net(device) => device,
         }
     }
 }

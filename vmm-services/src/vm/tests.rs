@@ -8,7 +8,7 @@ use crate::host_call;
 use crate::ids::{VcpuId, VcpuSet};
 use crate::manifest::{Conversions, Placement, VirtioDevice};
 use crate::testing::{Counting, Lines, Ram, RamDisks};
-use crate::traits::Peers;
+use crate::traits::{NicId, Peers};
 use crate::vgic::{LrImage, VgicConfig};
 use mm::Ipa;
 use proptest::prelude::*;
@@ -26,6 +26,18 @@ const CHANNEL: Endpoint = Endpoint {
 struct Neighbour(Link);
 
 impl Peers for Neighbour {
+    fn send(&mut self, _: NicId, _: &[u8]) {}
+
+    fn has_frame(&mut self, _: NicId) -> bool {
+        false
+    }
+
+    fn receive(&mut self, _: NicId, _: &mut [u8]) -> Option<usize> {
+        None
+    }
+
+    fn discard(&mut self, _: NicId) {}
+
     fn channel_access(&mut self, at: &Endpoint, offset: u64, width: Width, access: Access) -> u32 {
         assert_eq!(*at, CHANNEL);
         self.0.access(at.end, at.window, offset, width, access).value

@@ -11,7 +11,7 @@ use super::channels;
 use super::format::{self, Expect, File, Kind};
 use super::refusal::{Refused, Source};
 use super::size::Size;
-use super::{ImageRef, Machine, Overrides, Scenario, Vm, devices};
+use super::{ImageRef, Machine, Overrides, Scenario, Vm, devices, nets};
 use crate::project::Project;
 
 /// Most cores that the hypervisor starts.
@@ -109,11 +109,20 @@ pub(super) fn check(
     if let Some(extra) = file.vm.get(MAX_VMS) {
         source.refuse(&extra.span(), format!("more than {MAX_VMS} VMs"));
     }
-    let vms = file.vm.iter().map(|vm| check_vm(&mut source, images, machine, vm)).collect();
+    let mut vms: Vec<Vm> =
+        file.vm.iter().map(|vm| check_vm(&mut source, images, machine, vm)).collect();
     between_vms(&mut source, machine, &file.vm);
+    let switches = nets::connect(&mut source, &file.vm, &mut vms);
     let channels = channels::check(&mut source, &file.channel, &file.vm);
-    let scenario =
-        Scenario { file: path.to_owned(), name, self_test: file.self_test, machine, vms, channels };
+    let scenario = Scenario {
+        file: path.to_owned(),
+        name,
+        self_test: file.self_test,
+        machine,
+        vms,
+        switches,
+        channels,
+    };
     source.finish(scenario)
 }
 

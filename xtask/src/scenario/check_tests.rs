@@ -295,3 +295,32 @@ fn channels_connect_two_vms() {
     let Refused(refusals) = run(&with_channel(good, "64K", &more)).unwrap_err();
     assert!(refusals[0].reason.contains("linux has more than 4 channels"), "{refusals:?}");
 }
+
+/// A VM with a UART and a net whose lines begin at line 12.
+fn with_net(lines: &str) -> String {
+    format!("{HEAD}[[vm.device]]\nkind = \"uart\"\n[[vm.device]]\nkind = \"net\"\n{lines}\n")
+}
+
+#[test]
+fn nets_are_plugged_into_switches() {
+    let scenario = run(&with_net("switch = \"lan\"")).unwrap();
+    assert_eq!(scenario.switches, ["lan"]);
+    let [VirtioDevice::Net(net)] = &scenario.vms[0].virtio[..] else { panic!("one net") };
+    assert_eq!((net.mac, net.queue), ([2, b'S', b'Z', 0, 0, 0], Size(128 << 10)));
+    refused(&with_net(""), 12, "names its switch");
+    refused(&with_net("switch = \"Lan\""), 14, "bad name");
+    let more = |line: &str| with_net(&format!("switch = \"lan\"\n{line}"));
+    for mac in ["02:00:00:00:00", "02:00:00:00:00:0g", "03:00:00:00:00:01", "0:0:0:0:0:1"] {
+        refused(&more(&format!("mac = \"{mac}\"")), 15, "a mac is six bytes");
+    }
+    refused(&more("queue = \"3K\""), 15, "a power of two from 4 KiB to 1 MiB");
+    refused(&more("queue-frames = 0"), 15, "queue-frames is 1 to 4096");
+    refused(&more("rate-kbps = 0"), 15, "may send something");
+    refused(&more("interrupt = 50"), 15, "follows from its order");
+    let second = "[[vm.device]]\nkind = \"net\"\nswitch = \"lan\"\nmac = \"02:53:5A:00:00:00\"";
+    refused(&more(second), 15, "another net on lan has 02:53:5a:00:00:00 too");
+    refused(&with_devices(&["switch = \"lan\""]), 12, "switch is for a net only");
+    let switches = |n| format!("[[vm.device]]\nkind = \"net\"\nswitch = \"s{n}\"\n");
+    let five: String = (0..4).map(switches).collect();
+    refused(&more(&five), 24, "more than 4 switches");
+}

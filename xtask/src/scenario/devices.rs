@@ -9,7 +9,7 @@ use vmm_services::layout;
 use super::check::Images;
 use super::format::{self, DeviceKind};
 use super::refusal::Source;
-use super::{Device, Disk, VirtioDevice};
+use super::{Device, Disk, VirtioDevice, nets};
 
 /// Granules and pages.
 const PAGE: u64 = 4096;
@@ -32,6 +32,9 @@ pub(super) fn check(
         let kind = item.get_ref().kind;
         if kind != DeviceKind::Block {
             refuse_disk_keys(source, item.get_ref());
+        }
+        if kind != DeviceKind::Net {
+            nets::refuse_keys(source, item);
         }
         if kind.is_virtio() {
             virtio.extend(check_virtio(source, images, item));
@@ -121,6 +124,7 @@ fn check_virtio(
         DeviceKind::Console => Some(VirtioDevice::Console),
         DeviceKind::Entropy => Some(VirtioDevice::Entropy),
         DeviceKind::Block => Some(VirtioDevice::Block(check_disk(source, images, item))),
+        DeviceKind::Net => Some(VirtioDevice::Net(nets::check(source, item))),
         DeviceKind::Uart | DeviceKind::Flash => None,
     }
 }
@@ -161,7 +165,7 @@ impl DeviceKind {
     /// Whether it is a virtio device.
     fn is_virtio(self) -> bool {
         match self {
-            Self::Console | Self::Entropy | Self::Block => true,
+            Self::Console | Self::Entropy | Self::Block | Self::Net => true,
             Self::Uart | Self::Flash => false,
         }
     }

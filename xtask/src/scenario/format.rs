@@ -101,6 +101,28 @@ pub(super) struct Device {
     pub(super) size: Option<Spanned<Size>>,
     /// Block: writes are refused.
     pub(super) read_only: Option<Spanned<bool>>,
+    /// Net: name of the switch that it is plugged into.
+    pub(super) switch: Option<Spanned<String>>,
+    /// Net: its address.
+    pub(super) mac: Option<Spanned<String>>,
+    /// Net: which addresses it may send from.
+    pub(super) source: Option<SourceAddress>,
+    /// Net: bytes of frames that may wait for it.
+    pub(super) queue: Option<Spanned<Size>>,
+    /// Net: frames that may wait for it.
+    pub(super) queue_frames: Option<Spanned<u32>>,
+    /// Net: thousand bits per second that it may send in the long run.
+    pub(super) rate_kbps: Option<Spanned<u32>>,
+}
+
+/// Which addresses a network device may send from.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum SourceAddress {
+    /// Its own.
+    Own,
+    /// Any that is not of another device on the switch.
+    Any,
 }
 
 /// What a VM is.
@@ -195,6 +217,8 @@ pub(crate) enum DeviceKind {
     Entropy,
     /// Virtio block device.
     Block,
+    /// Virtio network device.
+    Net,
 }
 
 /// Deliberate faults that the hypervisor can try on itself.
@@ -231,6 +255,6 @@ names! {
     Populate { Eager => "eager", Image => "image", Lazy => "lazy" }
     Fault { Page => "page", Block => "block" }
     Conversions { Any => "any", ToPrivate => "to-private", None => "none" }
-    DeviceKind { Uart => "uart", Flash => "flash", Console => "console", Entropy => "entropy", Block => "block" }
+    DeviceKind { Uart => "uart", Flash => "flash", Console => "console", Entropy => "entropy", Block => "block", Net => "net" }
     SelfTest { GranuleProtection => "granule-protection", El2Fault => "el2-fault" }
 }

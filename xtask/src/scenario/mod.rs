@@ -7,6 +7,7 @@ mod channels;
 mod check;
 mod devices;
 mod format;
+mod nets;
 mod refusal;
 mod size;
 
@@ -31,6 +32,8 @@ pub(crate) struct Scenario {
     pub(crate) self_test: Option<SelfTest>,
     pub(crate) machine: Machine,
     pub(crate) vms: Vec<Vm>,
+    /// Names of the switches that network devices are plugged into.
+    pub(crate) switches: Vec<String>,
     pub(crate) channels: Vec<Channel>,
 }
 
@@ -107,6 +110,7 @@ pub(crate) enum VirtioDevice {
     Console,
     Entropy,
     Block(Disk),
+    Net(Net),
 }
 
 /// A disk in RAM.
@@ -119,6 +123,18 @@ pub(crate) struct Disk {
     pub(crate) read_only: bool,
     /// Line of the device.
     pub(crate) line: usize,
+}
+
+/// A network device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Net {
+    pub(crate) switch: String,
+    pub(crate) mac: [u8; 6],
+    pub(crate) any_source: bool,
+    /// Bytes of frames that may wait for it.
+    pub(crate) queue: Size,
+    pub(crate) queue_frames: u32,
+    pub(crate) rate_kbps: Option<u32>,
 }
 
 /// Values of the command line that take the place of the file's.
