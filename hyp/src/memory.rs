@@ -291,11 +291,11 @@ pub fn ledger() -> &'static Ledger<'static> {
 ///
 /// There is no memory even so.
 pub fn alloc(order: u8, used_for: Use, owner: Owner) -> Result<Frames<Undelegated>, OutOfMemory> {
-    match ledger().alloc(order, used_for, owner) {
-        Err(error) if crate::vm::realm::drain_pool() == 0 => Err(error),
-        Err(_) => ledger().alloc(order, used_for, owner),
-        frames => frames,
-    }
+    let alloc = || ledger().alloc(order, used_for, owner);
+    alloc().or_else(|error| match crate::vm::realm::rmm() {
+        Ok(rmm) => rmm.with_pool_as_reserve(alloc),
+        Err(_) => Err(error),
+    })
 }
 
 /// Whether the hypervisor keeps something of its own in this range: image, ledger, device tree or

@@ -59,11 +59,12 @@ impl<H: Host> Rmm<'_, H> {
         &self,
         alloc: impl Fn() -> Result<R, OutOfMemory>,
     ) -> Result<R, OutOfMemory> {
-        match alloc() {
-            Err(error) if self.drain_pool().freed == 0 => Err(error),
-            Err(_) => alloc(),
-            done => done,
-        }
+        alloc().or_else(|_| {
+            // Whatever this frees: another core may have just drained the pool, or allocated from what
+            // this one has.
+            self.drain_pool();
+            alloc()
+        })
     }
 
     /// Allocates memory; gives the pool back to the ledger and tries again if there is none.
@@ -275,9 +276,7 @@ impl<H: Host> Rmm<'_, H> {
     /// is to show no delegated granule.
     pub fn drain_pool(&self) -> Returned {
         let mut returned = Returned::default();
-        while let Some(frames) = self.pool.take() {
-            returned += self.undelegate(frames);
-        }
+        self.pool.drain(|frames| returned += self.undelegate(frames));
         returned
     }
 }

@@ -11,15 +11,21 @@ pub const POOL_CAPACITY: usize = 512;
 
 /// Single delegated granules kept for the next table, REC or page, accounted to the hypervisor.
 ///
-/// Shared by all cores. The lock is held for a push or a pop.
+/// Shared by all cores. The lock of the granules is held for a push or a pop.
 pub(super) struct Pool {
     granules: Mutex<ArrayVec<Frames<Delegated>, POOL_CAPACITY>>,
+    /// Held while a core gives the pool back: another one that needs memory waits for what comes of it.
+    draining: Mutex<()>,
     limit: AtomicUsize,
 }
 
 impl Pool {
     pub(super) fn new(limit: usize) -> Self {
-        let pool = Self { granules: Mutex::new(ArrayVec::new()), limit: AtomicUsize::new(0) };
+        let pool = Self {
+            granules: Mutex::new(ArrayVec::new()),
+            draining: Mutex::new(()),
+            limit: AtomicUsize::new(0),
+        };
         pool.set_limit(limit);
         pool
     }
@@ -31,6 +37,14 @@ impl Pool {
 
     pub(super) fn len(&self) -> usize {
         self.granules.lock().len()
+    }
+
+    /// Gives each granule to `give_back`, unless another core does; returns when they are all given back.
+    pub(super) fn drain(&self, mut give_back: impl FnMut(Frames<Delegated>)) {
+        let _draining = self.draining.lock();
+        while let Some(frames) = self.take() {
+            give_back(frames);
+        }
     }
 
     pub(super) fn take(&self) -> Option<Frames<Delegated>> {

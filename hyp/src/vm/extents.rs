@@ -49,12 +49,11 @@ impl<const N: usize> Extents<N> {
     ///
     /// See [`ExtentsError`]; everything taken so far has been given back.
     pub fn new(used_for: Use, owner: Owner, start: u64, bytes: u64) -> Result<Self, ExtentsError> {
-        match Self::try_new(used_for, owner, start, bytes) {
-            Err(_) if super::realm::drain_pool() > 0 => {
-                Self::try_new(used_for, owner, start, bytes)
-            }
-            outcome => outcome,
-        }
+        Self::try_new(used_for, owner, start, bytes).or_else(|_| {
+            // Whatever this frees: another core may have just drained the pool.
+            super::realm::drain_pool();
+            Self::try_new(used_for, owner, start, bytes)
+        })
     }
 
     fn try_new(used_for: Use, owner: Owner, start: u64, bytes: u64) -> Result<Self, ExtentsError> {

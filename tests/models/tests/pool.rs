@@ -12,7 +12,7 @@ use cca_host::{AccessFault, Conduit, Config, HostMemory, Realm, RealmConfig, Rmm
 use cca_tests::{RAM_BASE, Rig, destroy};
 use loom::sync::Arc;
 use loom::thread::{self, JoinHandle};
-use mm::ledger::{Ledger, Owner, PhysRange};
+use mm::ledger::{Frames, Ledger, Owner, PhysRange, Undelegated, Use};
 use mm::{Ipa, PAGE_SIZE, PhysAddr};
 use models::check;
 
@@ -68,36 +68,87 @@ fn on_core(work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
     thread::Builder::new().stack_size(1 << 17).spawn(work).unwrap()
 }
 
-/// One core's realm lives and dies while another core does `other`.
-fn beside(pool_limit: usize, other: fn(&Rmm<'static, Host>)) {
+/// Runs `first` and `second` on two cores, with a driver that `prepare` has brought into a state, for both
+/// versions of the RMI. Afterwards all granules must be free again.
+fn on_two_cores<T: Copy + Send + Sync + 'static>(
+    pool_limit: usize,
+    prepare: fn(&Rmm<'static, Host>) -> Vec<Frames<Undelegated>>,
+    argument: [T; 2],
+    work: fn(&Rmm<'static, Host>, T),
+) {
     for abi in [rmm::Abi::V1_0, rmm::Abi::V2_0(rmm::v2::Rmi2::HEAD)] {
         check(2, move || {
-            let cores = on_core(move || {
+            let boot = on_core(move || {
                 let (rmm, start) = driver(abi, pool_limit);
+                let occupied = prepare(&rmm);
                 let second = {
                     let rmm = Arc::clone(&rmm);
-                    on_core(move || other(&rmm))
+                    on_core(move || work(&rmm, argument[1]))
                 };
-                live(&rmm, 0);
+                work(&rmm, argument[0]);
                 second.join().unwrap();
                 assert_eq!(rmm.drain_pool().lost, 0);
+                occupied.into_iter().for_each(|frames| rmm.ledger().free(frames));
                 assert_eq!(rmm.ledger().census(), start);
             });
-            cores.join().unwrap();
+            boot.join().unwrap();
         });
     }
 }
 
 #[test]
 fn two_realms_share_the_pool() {
-    beside(2, |rmm| live(rmm, 1));
+    on_two_cores(2, |_| Vec::new(), [0, 1], |rmm, core| live(rmm, core));
 }
 
 #[test]
 fn the_pool_is_drained_under_a_realm() {
-    beside(4, |rmm| {
-        for _ in 0..2 {
-            assert_eq!(rmm.drain_pool().lost, 0);
+    on_two_cores(
+        4,
+        |_| Vec::new(),
+        [false, true],
+        |rmm, drains| match drains {
+            false => live(rmm, 0),
+            true => (0..2).for_each(|_| assert_eq!(rmm.drain_pool().lost, 0)),
+        },
+    );
+}
+
+#[test]
+fn the_pool_is_limited_under_a_realm() {
+    on_two_cores(
+        4,
+        |_| Vec::new(),
+        [false, true],
+        |rmm, limits| match limits {
+            false => live(rmm, 0),
+            true => {
+                assert_eq!(rmm.set_pool_limit(1).lost, 0);
+                // What a realm gives back meanwhile may exceed the new limit by what was on its way.
+                assert!(rmm.pooled() <= 2);
+            }
+        },
+    );
+}
+
+/// All memory is in use except for two granules, which the pool has: two cores that need one each get one
+/// each.
+#[test]
+fn the_pool_is_a_reserve_for_two_cores() {
+    fn occupy(rmm: &Rmm<'static, Host>) -> Vec<Frames<Undelegated>> {
+        live(rmm, 0);
+        assert_eq!(rmm.pooled(), 2);
+        let mut occupied = Vec::new();
+        for order in (0..7).rev() {
+            while let Ok(frames) = rmm.ledger().alloc(order, Use::VmMemory, Owner::vm(9)) {
+                occupied.push(frames);
+            }
         }
+        occupied
+    }
+    on_two_cores(2, occupy, [0, 1], |rmm, core| {
+        let wanted = || rmm.ledger().alloc(0, Use::VmMemory, Owner::vm(core + 1));
+        let frames = rmm.with_pool_as_reserve(wanted).expect("the pool has two granules");
+        rmm.ledger().free(frames);
     });
 }
