@@ -4,7 +4,7 @@
 
 use crate::arch::layout::MAX_CORES;
 use crate::arch::percpu::core_index;
-use crate::arch::smc::rmi_calls;
+use crate::arch::smc::{self, rmi_calls};
 use crate::arch::{cpu, timer, tlb, traps};
 use crate::console;
 use crate::entropy::MachineEntropy;
@@ -50,6 +50,7 @@ pub fn enter() -> ! {
     traps::configure();
     tlb::unload();
     crate::vm::build::load_translation_control();
+    smc::begin_counting();
     loop {
         irq::poll(|source| {
             take_host_interrupt(source);
@@ -60,6 +61,7 @@ pub fn enter() -> ! {
         selftest::work();
         output::work();
         kick(vcpu::wake_due(timer::now_ns()));
+        smc::scheduling_point();
         let pick = SCHEDULER.lock().pick(core, timer::now_ns());
         kick(pick.kicks);
         match pick.next {

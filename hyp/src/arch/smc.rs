@@ -9,6 +9,32 @@ use mm::PhysAddr;
 /// RMI calls of each core.
 static RMI_CALLS: [AtomicU64; MAX_CORES] = [const { AtomicU64::new(0) }; MAX_CORES];
 
+/// RMI calls of each core since it last could have turned to something else.
+static SINCE: [AtomicU64; MAX_CORES] = [const { AtomicU64::new(0) }; MAX_CORES];
+/// The most RMI calls of a core between two such times.
+static LONGEST: AtomicU64 = AtomicU64::new(0);
+
+/// Notes that this core is about to look for something more urgent: it picks a vCPU, or enters a REC, which
+/// comes back at once if an interrupt is pending.
+pub fn scheduling_point() {
+    if let Some(since) = SINCE.get(core_index()) {
+        LONGEST.fetch_max(since.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
+/// Forgets the calls that this core has made before it entered its run loop.
+pub fn begin_counting() {
+    if let Some(since) = SINCE.get(core_index()) {
+        since.store(0, Ordering::Relaxed);
+    }
+}
+
+/// The most RMI calls that a core has made without looking for something more urgent.
+#[must_use]
+pub fn longest_uninterrupted() -> u64 {
+    LONGEST.load(Ordering::Relaxed)
+}
+
 /// RMI calls that this core has made. A core works for one VM at a time, so the difference between
 /// two times is what was called for that VM.
 #[must_use]
@@ -36,6 +62,11 @@ impl Conduit for Smc {
     fn call(&self, fid: u64, args: [u64; 7]) -> [u64; 8] {
         if let Some(calls) = RMI_CALLS.get(core_index()) {
             calls.fetch_add(1, Ordering::Relaxed);
+        }
+        if fid == cca_host::Command::RecEnter.fid() {
+            scheduling_point();
+        } else if let Some(since) = SINCE.get(core_index()) {
+            since.fetch_add(1, Ordering::Relaxed);
         }
         // Function identifiers have 32 bits (SMCCC); the upper half of x0 is ignored.
         call(fid as u32, args)

@@ -2,6 +2,7 @@
 
 use super::stats::{Cause, Life, Milliseconds};
 use super::{End, Vm};
+use crate::arch::smc;
 use crate::{panic, println};
 use core::sync::atomic::{AtomicBool, Ordering};
 use mm::ledger::Census;
@@ -84,6 +85,9 @@ fn table() {
             calls(Life::Run),
             calls(Life::Teardown)
         );
+    }
+    if super::all().iter().any(|vm| vm.kind() == "realm") {
+        println!("rmi calls in a row: at most {}", smc::longest_uninterrupted());
     }
 }
 

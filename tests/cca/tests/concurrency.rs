@@ -12,7 +12,7 @@ use mm::ledger::Owner;
 
 const RAM: u64 = 0x4000_0000;
 const CORES: u16 = 3;
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 2;
 
 /// One realm from creation to destruction, its REC run on another core than the realm is kept on.
 fn live(rmm: &Rmm<'_, &Rig>, core: u16) {

@@ -80,8 +80,13 @@ fn run(device_tree: u64) -> Result<(), Failure> {
     group(6, check_refusals())?;
     gic::init_distributor();
     group(7, gic::init_cpu())?;
-    group(8, sharing::check(alias))?;
-    println!("realm: page shared with the host and private again");
+    if info.closed {
+        group(8, sharing::check_refused())?;
+        println!("realm: no page can be shared");
+    } else {
+        group(8, sharing::check(alias))?;
+        println!("realm: page shared with the host and private again");
+    }
 
     let ticks = info.ticks.unwrap_or(DEFAULT_TICKS);
     SECONDARY_TICKS.store((ticks / 2).max(1), Ordering::Release);

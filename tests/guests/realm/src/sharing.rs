@@ -67,6 +67,32 @@ pub(crate) fn check(alias: u64) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// Checks that nothing can be shared: neither is the page given up, nor is there anything at its alias.
+///
+/// # Errors
+///
+/// Says what was possible.
+pub(crate) fn check_refused() -> Result<(), &'static str> {
+    let private = NonNull::from(&PAGE.0).cast::<u64>();
+    let base = private.addr().get() as u64;
+    fill(private, |i| SECRET + i);
+    if rsi::set_ripas(base, base + PAGE_SIZE, Ripas::Empty).is_ok() {
+        return Err("IPA_STATE_SET to EMPTY was allowed");
+    }
+    if rsi::ripas(base, base + PAGE_SIZE) != Ok((Ripas::Ram as u64, base + PAGE_SIZE)) {
+        return Err("page is not RAM any more after a change that was rejected");
+    }
+    let alias = mmu::shared::<u64>(base).addr().get() as u64;
+    // SAFETY: a load from a page that holds nothing of this program.
+    if unsafe { guest_rt::attempt!("ldr x0, [x0]", alias) }.is_ok() {
+        return Err("there is memory at the shared alias");
+    }
+    if !all(private, |i| SECRET + i) {
+        return Err("private page does not hold what was written");
+    }
+    Ok(())
+}
+
 fn fill(page: NonNull<u64>, value: impl Fn(u64) -> u64) {
     for i in 0..WORDS {
         // SAFETY: `page` is the private or the shared mapping of `PAGE`, which has 512 words.

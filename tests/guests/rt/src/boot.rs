@@ -33,6 +33,8 @@ pub struct BootInfo {
     pub one_core: bool,
     /// Whether the command line says `stray`: the guest is to touch memory that is not its own.
     pub stray: bool,
+    /// Whether the command line says `closed`: the owner of the realm lets it share no memory.
+    pub closed: bool,
     /// Value of `fp=N` in the command line: how often each vCPU checks its FP registers.
     pub fp: Option<u64>,
     /// Value of `cases=N` in the command line: how many cases of each kind a hostile guest tries.
@@ -118,6 +120,7 @@ pub unsafe fn parse(address: u64) -> Result<BootInfo, &'static str> {
         rounds: number("rounds"),
         one_core: flag("one-core"),
         stray: flag("stray"),
+        closed: flag("closed"),
         fp: number("fp"),
         cases: number("cases"),
         seed: number("seed"),
