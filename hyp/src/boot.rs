@@ -156,6 +156,7 @@ fn boot(x0: u64) -> Result<(), BootError> {
     let parsed = MachineTree::parse(tree.bytes).map_err(|_| BootError::Tree)?;
     let console = machine::console(&parsed).ok_or(BootError::Console)?;
     start_console(console)?;
+    vm::passthrough::init(parsed);
     println!("Suzerain {}", env!("CARGO_PKG_VERSION"));
     let machine = Machine::read(&parsed)?;
     console::set_level(machine.bootargs);

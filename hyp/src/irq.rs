@@ -22,6 +22,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use safe_mmio::field;
 use spin::Once;
 use vmm_services::machine::GicV3;
+use vmm_services::passthrough::Trigger;
 
 /// SGI that makes a core leave its guest and look at its run queue.
 const KICK: u32 = 0;
@@ -89,7 +90,7 @@ impl fmt::Display for IrqError {
 impl core::error::Error for IrqError {}
 
 struct Controller {
-    distributor: Lock<GicDistributor<'static>>,
+    distributor: Lock<UniqueMmioPointer<'static, Gicd>>,
     gic: GicV3,
     ppis: PpiIds,
 }
@@ -153,10 +154,10 @@ fn count(source: Source) {
 pub unsafe fn init(gic: &GicV3, ppis: PpiIds) -> Result<(), IrqError> {
     let registers = NonNull::new(gic.distributor.base as *mut Gicd).ok_or(IrqError::Mapping)?;
     // SAFETY: the caller vouches for the registers and their exclusive use.
-    let mut distributor = GicDistributor::new(unsafe { UniqueMmioPointer::new(registers) });
-    distributor.configure_default_settings();
+    let mut registers = unsafe { UniqueMmioPointer::new(registers) };
+    GicDistributor::new(registers.reborrow()).configure_default_settings();
     CONTROLLER.call_once(|| Controller {
-        distributor: Lock::new(distributor),
+        distributor: Lock::new(registers),
         gic: gic.clone(),
         ppis,
     });
@@ -333,13 +334,10 @@ pub fn set_ppis_active(mask: u32, active: bool) {
 /// If the GIC does not have it.
 pub fn enable_spi(intid: u32, enable: bool) -> Result<(), IrqError> {
     let failed = |_| IrqError::Setting(intid);
-    let number = intid.checked_sub(32).ok_or(IrqError::Setting(intid))?;
-    if intid >= 1020 {
-        return Err(IrqError::Setting(intid));
-    }
-    let id = IntId::spi(number);
+    let id = spi(intid)?;
     let controller = CONTROLLER.get().ok_or(IrqError::Mapping)?;
-    let mut distributor = controller.distributor.lock();
+    let mut registers = controller.distributor.lock();
+    let mut distributor = GicDistributor::new(registers.reborrow());
     if enable {
         distributor.set_routing(id, Some(cpu::affinity())).map_err(failed)?;
         distributor.set_interrupt_priority(id, PRIORITY).map_err(failed)?;
@@ -356,10 +354,65 @@ pub fn route_spi(intid: u32, index: usize) -> Result<(), IrqError> {
     let failed = IrqError::Setting(intid);
     let affinity = AFFINITY.get(index).map(|affinity| affinity.load(Ordering::Acquire));
     let affinity = affinity.filter(|affinity| *affinity != u64::MAX).ok_or(failed)?;
-    let number = intid.checked_sub(32).filter(|_| intid < 1020).ok_or(failed)?;
+    let id = spi(intid)?;
     let controller = CONTROLLER.get().ok_or(IrqError::Mapping)?;
-    let mut distributor = controller.distributor.lock();
-    distributor.set_routing(IntId::spi(number), Some(affinity)).map_err(|_| failed)
+    let mut registers = controller.distributor.lock();
+    let mut distributor = GicDistributor::new(registers.reborrow());
+    distributor.set_routing(id, Some(affinity)).map_err(|_| failed)
+}
+
+fn spi(intid: u32) -> Result<IntId, IrqError> {
+    match intid {
+        32..=1019 => Ok(IntId::spi(intid - 32)),
+        _ => Err(IrqError::Setting(intid)),
+    }
+}
+
+/// Enables the shared interrupt `intid` (32 to 1019), which a guest is to deactivate, on the core with
+/// index `core` or, if that is not up, on this one.
+///
+/// # Errors
+///
+/// If the GIC does not have it.
+pub fn give_spi(intid: u32, core: usize, trigger: Trigger) -> Result<(), IrqError> {
+    let failed = |_| IrqError::Setting(intid);
+    let id = spi(intid)?;
+    let trigger = match trigger {
+        Trigger::Level => arm_gic::Trigger::Level,
+        Trigger::Edge => arm_gic::Trigger::Edge,
+    };
+    let mpidr = AFFINITY.get(core).map(|affinity| affinity.load(Ordering::Acquire));
+    let mpidr = mpidr.filter(|mpidr| *mpidr != u64::MAX).unwrap_or_else(cpu::affinity);
+    let controller = CONTROLLER.get().ok_or(IrqError::Mapping)?;
+    let mut registers = controller.distributor.lock();
+    let mut distributor = GicDistributor::new(registers.reborrow());
+    distributor.set_trigger(id, trigger).map_err(failed)?;
+    distributor.set_routing(id, Some(mpidr)).map_err(failed)?;
+    distributor.set_interrupt_priority(id, PRIORITY).map_err(failed)?;
+    distributor.enable_interrupt(id, true).map_err(failed)
+}
+
+/// Takes back a shared interrupt that [`give_spi`] enabled: it is neither enabled, pending nor active
+/// any more, whatever the guest left it in. A level that is still high is kept off.
+///
+/// # Errors
+///
+/// If the GIC does not have it.
+pub fn take_spi_back(intid: u32) -> Result<(), IrqError> {
+    let id = spi(intid)?;
+    let controller = CONTROLLER.get().ok_or(IrqError::Mapping)?;
+    let mut registers = controller.distributor.lock();
+    let mut distributor = GicDistributor::new(registers.reborrow());
+    distributor.enable_interrupt(id, false).map_err(|_| IrqError::Setting(intid))?;
+    distributor.wait_for_pending_write();
+    let (word, bit) = (intid as usize / 32, 1 << (intid % 32));
+    if let Some(register) = field!(registers, icpendr).split().get_mut(word) {
+        register.write(bit);
+    }
+    if let Some(register) = field!(registers, icactiver).split().get_mut(word) {
+        register.write(bit);
+    }
+    Ok(())
 }
 
 /// Makes core `index` leave its guest, or wake from idling, and look at its run queue. Nothing

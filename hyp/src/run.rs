@@ -16,7 +16,7 @@ use crate::vm::output::{self, VmConsole};
 use crate::vm::peers::VmPeers;
 use crate::vm::stats::Life;
 use crate::vm::vcpu::{self, Kind, MAX_ENTITIES, Vcpu, VcpuSlot};
-use crate::vm::{End, Reason, Vm, lifecycle, selftest};
+use crate::vm::{End, Reason, Vm, lifecycle, passthrough, selftest};
 use core::sync::atomic::Ordering;
 use mm::Ipa;
 use mm::stage2::{VmidAllocator, VmidBits};
@@ -52,10 +52,7 @@ pub fn enter() -> ! {
     crate::vm::build::load_translation_control();
     smc::begin_counting();
     loop {
-        irq::poll(|source| {
-            take_host_interrupt(source);
-            Completion::Deactivate
-        });
+        irq::poll(|source| take_host_interrupt(source).1);
         monitor::work();
         let more_work = lifecycle::work();
         selftest::work();
@@ -226,9 +223,11 @@ fn prepare(vcpu: &mut Vcpu) -> Option<Flow> {
     let mut woken = VcpuSet::EMPTY;
     if vm.take_called() {
         woken = services_of_vm.peers_called(&mut VmPeers::new(vm));
+        woken.extend(passthrough::deliver(vm, services_of_vm));
     }
     if !services_of_vm.has_work() {
         services_of_vm.vgic_mut().flush(id, vcpu.image());
+        services_of_vm.vgic_mut().release_hardware_spis(irq::deactivate);
         drop(services);
         woken.remove(id);
         return wake_set(vm, woken).then_some(Flow::Leave(Stop::Preempted));
@@ -268,8 +267,9 @@ fn take_interrupts(id: VcpuId, services: &mut VmServices) -> bool {
                 return Completion::Deactivate;
             }
             source => {
-                pick_anew |= take_host_interrupt(source);
-                return Completion::Deactivate;
+                let (pick, completion) = take_host_interrupt(source);
+                pick_anew |= pick;
+                return completion;
             }
         };
         // Stays active until the guest deactivates it through its list register.
@@ -279,12 +279,15 @@ fn take_interrupts(id: VcpuId, services: &mut VmServices) -> bool {
     pick_anew
 }
 
-/// Deals with an interrupt that is the hypervisor's own; `true` if there is work for the head of the
-/// run loop.
-fn take_host_interrupt(source: Source) -> bool {
+/// Deals with an interrupt that does not concern the guest that runs here in particular: the hypervisor's
+/// own, or that of a device that a VM has. `true` if there is work for the head of the run loop.
+fn take_host_interrupt(source: Source) -> (bool, Completion) {
     match source {
-        Source::Spi(intid) => console::take_interrupt(intid),
-        _ => false,
+        Source::Spi(intid) => match passthrough::take_interrupt(intid) {
+            Some(pick_anew) => (pick_anew, Completion::LeaveActive),
+            None => (console::take_interrupt(intid), Completion::Deactivate),
+        },
+        _ => (false, Completion::Deactivate),
     }
 }
 

@@ -51,6 +51,15 @@ pub const VTIMER_INTID: u32 = 27;
 /// Physical (EL1) timer interrupt of every vCPU.
 pub const PTIMER_INTID: u32 = 30;
 
+/// Whether the shared interrupt `intid` belongs to a place of the map: to a virtio-mmio transport or a
+/// channel, whether the guest has one there or not.
+#[must_use]
+pub const fn is_reserved_interrupt(intid: u32) -> bool {
+    let virtio = VIRTIO_INTID <= intid && intid < VIRTIO_INTID + MAX_VIRTIO as u32;
+    let channel = CHANNEL_INTID <= intid && intid < CHANNEL_INTID + MAX_VM_CHANNELS as u32;
+    virtio || channel
+}
+
 /// Whether `[base, base + size)` is free for a device of a guest with `memory` bytes of RAM.
 #[must_use]
 pub fn is_free(base: u64, size: u64, memory: u64) -> bool {

@@ -27,6 +27,7 @@ pub mod layout;
 pub mod loader;
 pub mod machine;
 pub mod manifest;
+pub mod passthrough;
 mod psci;
 mod smccc;
 pub mod switch;

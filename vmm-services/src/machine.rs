@@ -313,11 +313,34 @@ impl<'a> MachineTree<'a> {
         })
     }
 
+    /// Interrupt number `index` of `node`, as INTID, with the flags of its specifier.
+    #[must_use]
+    pub fn interrupt(&self, node: &Node<'_>, index: usize) -> Option<(u32, u32)> {
+        let width = self.specifier_cells();
+        let flags = node.property("interrupts")?.cells().nth(width * index + 2)?;
+        Some((intid(node, width, index)?, flags))
+    }
+
+    /// All nodes at the root and on simple buses below it, enabled or not: whatever can have
+    /// registers in the address space of the processors.
+    ///
+    /// Addresses below a bus are taken as they are: buses that translate are not followed.
+    pub fn devices(&self) -> impl Iterator<Item = Node<'a>> + use<'a> {
+        let root = self.fdt.root();
+        let buses = root.children().filter(|n| n.is_compatible("simple-bus"));
+        root.children().chain(buses.flat_map(|bus| bus.children()))
+    }
+
     fn intid(&self, node: &Node<'_>, index: usize) -> Option<u32> {
+        intid(node, self.specifier_cells(), index)
+    }
+
+    /// Cells of an interrupt specifier.
+    fn specifier_cells(&self) -> usize {
         let gics = ["arm,gic-v3", "arm,gic-400", "arm,cortex-a15-gic"];
         let gic = gics.iter().find_map(|name| self.find_compatible(name));
         let width = gic.and_then(|n| n.property("#interrupt-cells")).and_then(|p| p.u32());
-        intid(node, width.map_or(3, |w| w.clamp(3, 4) as usize), index)
+        width.map_or(3, |w| w.clamp(3, 4) as usize)
     }
 
     fn stdout(&self) -> Option<Node<'a>> {
@@ -333,12 +356,7 @@ impl<'a> MachineTree<'a> {
     ///
     /// Addresses below a bus are taken as they are: buses that translate are not followed.
     fn find_compatible(&self, wanted: &str) -> Option<Node<'a>> {
-        let suits = |n: &Node<'_>| n.is_compatible(wanted) && n.is_enabled();
-        let root = self.fdt.root();
-        root.children().find(suits).or_else(|| {
-            let buses = root.children().filter(|n| n.is_compatible("simple-bus"));
-            buses.flat_map(|bus| bus.children()).find(suits)
-        })
+        self.devices().find(|n| n.is_compatible(wanted) && n.is_enabled())
     }
 }
 

@@ -16,8 +16,8 @@ use vmm_services::manifest::{Bundle, names};
 
 use crate::elf;
 use crate::scenario::{
-    Channel, Device, Disk, ImageRef, ImageType, Kind, Net, Refusal, Refused, Scenario,
-    VirtioDevice, Vm,
+    Channel, Device, Disk, ImageRef, ImageType, Kind, Net, PassthroughDevice, Refusal, Refused,
+    Scenario, VirtioDevice, Vm,
 };
 
 /// Bytes of a disk's sector.
@@ -241,8 +241,11 @@ fn vm_node(vm: &Vm, placed: &BTreeMap<PathBuf, Placed>, switches: &[String]) -> 
             set(&mut node, names::RPV, *value);
         }
     }
-    if !vm.devices.is_empty() || !vm.virtio.is_empty() {
+    if !(vm.devices.is_empty() && vm.virtio.is_empty() && vm.passthrough.is_empty()) {
         let mut devices = devices_node(&vm.devices);
+        if !vm.passthrough.is_empty() {
+            devices.add_child(passthrough_node(&vm.passthrough));
+        }
         if !vm.virtio.is_empty() {
             devices.add_child(virtio_node(&vm.virtio, placed, switches));
         }
@@ -263,6 +266,25 @@ fn devices_node(devices: &[Device]) -> DeviceTreeNode {
         let [address, size] = [device.address, device.size].map(u64::to_be_bytes);
         set(&mut child, names::REG, [address, size].concat());
         set(&mut child, names::INTERRUPTS, device.interrupt);
+        node.add_child(child);
+    }
+    node
+}
+
+fn passthrough_node(devices: &[PassthroughDevice]) -> DeviceTreeNode {
+    let mut node = DeviceTreeNode::new_unchecked(names::PASSTHROUGH);
+    for device in devices {
+        let name = format!("device@{:x}", device.address);
+        let mut child = DeviceTreeNode::new_unchecked(name);
+        let [address, size] = [device.address, device.size].map(u64::to_be_bytes);
+        set(&mut child, names::REG, [address, size].concat());
+        if let Some(intid) = device.interrupt {
+            set(&mut child, names::INTERRUPTS, intid);
+        }
+        let compatible: Vec<&str> = device.compatible.iter().map(String::as_str).collect();
+        set(&mut child, names::COMPATIBLE_WITH, compatible);
+        // A scenario that does not say so was refused.
+        set(&mut child, names::DMA, names::DMA_NONE);
         node.add_child(child);
     }
     node

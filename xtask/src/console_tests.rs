@@ -18,6 +18,7 @@ fn vm(name: &str, expect: Expect, reason: Option<&str>) -> Vm {
         affinity: None,
         devices: Vec::new(),
         virtio: Vec::new(),
+        passthrough: Vec::new(),
         repeat: None,
         expect,
         expect_reason: reason.map(str::to_owned),

@@ -74,6 +74,13 @@ impl Esr {
         matches!(self.fault_status(), 0x04..=0x0f)
     }
 
+    /// Whether an abort says that the memory does not allow this kind of access, because stage-2 makes it
+    /// Device memory: alignment fault (0x21), or unsupported exclusive or atomic access (0x35).
+    #[must_use]
+    pub fn is_memory_type_fault(self) -> bool {
+        matches!(self.fault_status(), 0x21 | 0x35)
+    }
+
     /// Whether a data abort was caused by a store (WnR). A stage-1 walk that hits stage-2 is a read
     /// unless it wanted to update the descriptor.
     #[must_use]

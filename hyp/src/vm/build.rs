@@ -5,7 +5,7 @@ use super::normal::NormalVcpu;
 use super::realm::{Construction, Image};
 use super::rec::RecVcpu;
 use super::vcpu::{self, Kind, Vcpu};
-use super::{Reason, Space, Vm, channel, disks, lifecycle, net};
+use super::{Reason, Space, Vm, channel, disks, lifecycle, net, passthrough};
 use crate::arch::smc::Smc;
 use crate::arch::sysreg::{read_sysreg, write_sysreg};
 use crate::arch::{cpu, timer, tlb, vgic_hw};
@@ -236,6 +236,7 @@ fn build_normal(vm: &'static Vm, image: &Image<'_>) -> Result<(), Reason> {
         channels: &channel::endpoints(vm).collect::<Endpoints>(),
     };
     equip(vm, &config);
+    passthrough::assign(vm, &spec.passthrough)?;
     // Virtual time of the VM starts at zero.
     let offset = timer::now_ticks();
     for id in vm.vcpus() {

@@ -2,7 +2,7 @@
 
 use super::output::VmConsole;
 use super::vcpu::{self, Kind, Vcpu};
-use super::{End, Reason, Space, Vm, build, channel, disks, net};
+use super::{End, Reason, Space, Vm, build, channel, disks, net, passthrough};
 use crate::arch::timer;
 use crate::run::{self, SCHEDULER};
 use arrayvec::ArrayVec;
@@ -148,6 +148,7 @@ pub fn demolish(vm: &'static Vm) -> bool {
 /// Takes everything away that `vm` holds: vCPUs, memory, devices. Also used for half-built VMs. A realm
 /// is left to be demolished ([`demolish`]).
 pub fn take_apart(vm: &'static Vm) {
+    passthrough::release(vm);
     if let Some(mut services) = vm.services.lock().take() {
         services.flush_console(&mut VmConsole(vm));
     }

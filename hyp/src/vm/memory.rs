@@ -153,6 +153,22 @@ impl VmMemory {
         self.stage2.map(slot, ipa, pa, bytes, Attributes::normal(Permissions::RW))
     }
 
+    /// Maps registers of a device of the machine: Device-nGnRE, never executable. They are unmapped
+    /// when the VM's memory is released.
+    ///
+    /// # Errors
+    ///
+    /// Stage-2 refused.
+    pub fn map_device(
+        &mut self,
+        slot: &VmidSlot,
+        ipa: Ipa,
+        pa: PhysAddr,
+        bytes: u64,
+    ) -> Result<(), MapError> {
+        self.stage2.map(slot, ipa, pa, bytes, Attributes::device(Permissions::RW))
+    }
+
     /// `VTTBR_EL2` of this VM.
     #[must_use]
     pub fn vttbr(&self, vmid: Vmid) -> u64 {

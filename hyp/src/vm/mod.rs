@@ -14,6 +14,7 @@ pub mod memory;
 pub mod net;
 pub mod normal;
 pub mod output;
+pub mod passthrough;
 pub mod peers;
 pub mod realm;
 pub mod rec;

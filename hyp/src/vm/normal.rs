@@ -268,23 +268,26 @@ impl NormalVcpu {
             let ipa = el1::translate(far).unwrap_or(ipa);
             return Outcome::Exit(Exit::Fatal(FatalCause::GranuleProtection { ipa: ipa.get() }));
         }
-        if !esr.is_stage2_fault() {
-            let cause = FatalCause::ExternalAbort { esr: esr.0, ipa: 0 };
-            return Outcome::Exit(Exit::Fatal(cause));
-        }
+        let write = !fetch && esr.is_write();
         self.completion.abort = Some(if fetch {
             Injection::InstructionAbort { far }
         } else {
             Injection::DataAbort { far }
         });
+        if esr.is_memory_type_fault() {
+            return Outcome::Exit(Exit::Stage2Fault { ipa, fetch, write });
+        }
+        if !esr.is_stage2_fault() {
+            let cause = FatalCause::ExternalAbort { esr: esr.0, ipa: 0 };
+            return Outcome::Exit(Exit::Fatal(cause));
+        }
         let access = esr.access();
-        let write = !fetch && esr.is_write();
         let wanted = match (fetch, write) {
             (true, _) => FaultAccess::Execute,
             (false, true) => FaultAccess::Write,
             (false, false) => FaultAccess::Read,
         };
-        // Device models live below RAM, where nothing is ever mapped.
+        // Below RAM live device models; what is mapped there stays as it is while the VM runs.
         if ipa >= layout::RAM
             && let Space::Normal(memory) = &mut *vm.space.lock()
             && memory.resolve_fault(&vm.vmid, ipa, wanted) == FaultOutcome::Retry

@@ -5,6 +5,7 @@ use crate::channel::{self, Endpoint};
 use crate::ids::VcpuId;
 use crate::layout;
 use crate::manifest::Placement;
+use crate::passthrough::Passthrough;
 
 /// Handle of the interrupt controller.
 const GIC_PHANDLE: u32 = 1;
@@ -40,6 +41,8 @@ pub struct GuestTree<'a> {
     pub uart: Option<Placement>,
     /// Number of virtio-mmio transports, from slot 0.
     pub virtio: usize,
+    /// Devices of the machine that it has.
+    pub passthrough: &'a [Passthrough<'a>],
     /// Names and places of its channels.
     pub channels: &'a [(&'a str, Endpoint)],
 }
@@ -87,8 +90,14 @@ pub fn generate(tree: &GuestTree<'_>, buffer: &mut [u8]) -> Result<usize, WriteE
     w.end_node();
 
     interrupts_and_time(&mut w, tree.vcpus);
+    if tree.uart.is_some() || !tree.passthrough.is_empty() {
+        clock(&mut w);
+    }
     if let Some(place) = tree.uart {
         uart(&mut w, place);
+    }
+    for device in tree.passthrough {
+        passthrough(&mut w, device);
     }
     for slot in 0..tree.virtio.min(layout::MAX_VIRTIO) {
         virtio(&mut w, slot);
@@ -152,7 +161,8 @@ fn interrupts_and_time(w: &mut FdtWriter<'_>, vcpus: usize) {
     w.end_node();
 }
 
-fn uart(w: &mut FdtWriter<'_>, place: Placement) {
+/// The bus clock that drivers of Arm's PrimeCells ask for; it never changes.
+fn clock(w: &mut FdtWriter<'_>) {
     w.begin_node("apb-pclk");
     w.property_str("compatible", "fixed-clock");
     w.property_u32("#clock-cells", 0);
@@ -160,13 +170,29 @@ fn uart(w: &mut FdtWriter<'_>, place: Placement) {
     w.property_str("clock-output-names", "clk24mhz");
     w.property_u32("phandle", CLOCK_PHANDLE);
     w.end_node();
+}
 
+fn uart(w: &mut FdtWriter<'_>, place: Placement) {
     w.begin_node_at(UART_NODE, place.base);
     w.property_strs("compatible", &["arm,pl011", "arm,primecell"]);
     w.property_u64s("reg", &[place.base, layout::UART_SIZE]);
     w.property_cells("interrupts", &shared(place.intid));
     w.property_cells("clocks", &[CLOCK_PHANDLE, CLOCK_PHANDLE]);
     w.property_strs("clock-names", &["uartclk", "apb_pclk"]);
+    w.end_node();
+}
+
+fn passthrough(w: &mut FdtWriter<'_>, device: &Passthrough<'_>) {
+    w.begin_node_at("device", device.base);
+    w.property("compatible", device.compatible);
+    w.property_u64s("reg", &[device.base, device.size]);
+    if let Some(intid) = device.intid {
+        w.property_cells("interrupts", &shared(intid));
+    }
+    if device.is_primecell() {
+        w.property_cells("clocks", &[CLOCK_PHANDLE]);
+        w.property_str("clock-names", "apb_pclk");
+    }
     w.end_node();
 }
 

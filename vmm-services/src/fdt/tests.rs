@@ -35,6 +35,7 @@ fn example() -> GuestTree<'static> {
         initrd: Some((0x4300_0000, 0x4310_0000)),
         uart: UART,
         virtio: 2,
+        passthrough: &[],
         channels: &CHANNELS,
     }
 }

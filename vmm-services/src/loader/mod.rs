@@ -256,6 +256,7 @@ pub fn plan(
         initrd,
         uart: vm.devices.uart,
         virtio: vm.devices.virtio.len(),
+        passthrough: &vm.passthrough,
         channels: &channels,
     };
     let buffer = fdt_buffer.get_mut(..room).unwrap_or_default();

@@ -17,6 +17,7 @@ pub use net::NetSpec;
 pub use parse::peek_total_size;
 
 use crate::crc32;
+use crate::passthrough::{MAX_PASSTHROUGH, Passthrough};
 use arrayvec::ArrayVec;
 
 /// Most VMs of a bundle.
@@ -263,6 +264,8 @@ pub struct VmSpec<'a> {
     pub cmdline: &'a str,
     /// Devices.
     pub devices: Devices,
+    /// Devices of the machine that it gets as they are. A realm has none.
+    pub passthrough: ArrayVec<Passthrough<'a>, MAX_PASSTHROUGH>,
     /// How many times to create, run and destroy it.
     pub repeat: u32,
     /// Expected end.

@@ -153,6 +153,15 @@ pub const QUEUE_BYTES: &str = "queue-bytes";
 pub const QUEUE_FRAMES: &str = "queue-frames";
 /// Network, optional: u32, thousand bits per second that it may send in the long run.
 pub const RATE_KBPS: &str = "rate-kbps";
+/// Devices of an ordinary VM: node with one child per device of the machine, with [`REG`],
+/// [`COMPATIBLE_WITH`], [`DMA`] and, if the VM is to have its interrupt, [`INTERRUPTS`].
+pub const PASSTHROUGH: &str = "passthrough";
+/// Devices of the machine: strings, what the VM's device tree is to say.
+pub const COMPATIBLE_WITH: &str = "compatible";
+/// Devices of the machine: string, [`DMA_NONE`]: the user says that it cannot access memory.
+pub const DMA: &str = "dma";
+/// Value of [`DMA`].
+pub const DMA_NONE: &str = "none";
 /// Device nodes: two u64, address and size of the registers.
 pub const REG: &str = "reg";
 /// Device nodes: u32, INTID.

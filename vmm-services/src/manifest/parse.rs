@@ -12,6 +12,7 @@ use crate::crc32::Update;
 use crate::fdt::{self, Fdt, Node};
 use crate::ids::MAX_VCPUS;
 use crate::layout;
+use crate::passthrough::{MAX_PASSTHROUGH, Passthrough};
 use crate::virtio::SECTOR;
 use arrayvec::ArrayVec;
 
@@ -195,6 +196,7 @@ fn vm<'a>(at: &At<'a>, images: &Images<'a>) -> Result<'a, VmSpec<'a>> {
             Fault::OutOfRange { value: cmdline.len() as u64, min: 0, max: MAX_CMDLINE as u64 };
         return Err(at.fault(CMDLINE, fault));
     }
+    let devices = devices(at, images, memory)?;
     Ok(VmSpec {
         name,
         vcpus: at.number_within(VCPUS, 1, MAX_VCPUS as u64)? as usize,
@@ -214,7 +216,8 @@ fn vm<'a>(at: &At<'a>, images: &Images<'a>) -> Result<'a, VmSpec<'a>> {
         kernel: images.checked(&kernel)?,
         initramfs: initramfs.map(|at| images.checked(&at)).transpose()?,
         cmdline,
-        devices: devices(at, images, memory)?,
+        passthrough: passthrough(at, &kind, memory, devices.uart)?,
+        devices,
         repeat: match at.node.property(REPEAT) {
             None => 1,
             Some(_) => at.number_within(REPEAT, 1, REPEAT_MAX)? as u32,
@@ -321,7 +324,7 @@ fn budget<'a>(at: &At<'a>) -> Result<'a, Option<Budget>> {
 
 fn devices<'a>(at: &At<'a>, images: &Images<'a>, memory: u64) -> Result<'a, Devices> {
     let Some(node) = at.child(DEVICES) else { return Ok(Devices::default()) };
-    node.only(&[UART, FLASH], &[UART, VIRTIO])?;
+    node.only(&[UART, FLASH], &[UART, VIRTIO, PASSTHROUGH])?;
     let uart = match (node.node.property(UART), node.child(UART)) {
         (None, None) => None,
         (Some(_), Some(_)) => return Err(node.fault(UART, Fault::Conflict(UART))),
@@ -384,15 +387,87 @@ fn block<'a>(at: &At<'a>, images: &Images<'a>) -> Result<'a, BlockSpec> {
     Ok(BlockSpec { image, size, read_only: at.flag(READ_ONLY)? })
 }
 
+/// Reads which devices of the machine the VM gets. Whether the machine has them and can give them away
+/// is found out when the VM is built.
+fn passthrough<'a>(
+    at: &At<'a>,
+    kind: &VmKind,
+    memory: u64,
+    uart: Option<Placement>,
+) -> Result<'a, ArrayVec<Passthrough<'a>, MAX_PASSTHROUGH>> {
+    let mut found: ArrayVec<Passthrough<'a>, MAX_PASSTHROUGH> = ArrayVec::new();
+    let Some(devices) = at.child(DEVICES) else { return Ok(found) };
+    let Some(list) = devices.child(PASSTHROUGH) else { return Ok(found) };
+    // What the host gives to a realm, the realm cannot trust.
+    if matches!(kind, VmKind::Realm(_)) {
+        return Err(list.fault("", Fault::Unknown));
+    }
+    for node in list.node.children() {
+        let at = At { owner: list.owner, child: node.name(), node };
+        at.only(&[REG, INTERRUPTS, COMPATIBLE_WITH, DMA], &[])?;
+        if at.str(DMA)? != DMA_NONE {
+            return Err(at.fault(DMA, Fault::BadValue));
+        }
+        let (base, size) = reg(&at)?;
+        let device = Passthrough {
+            base,
+            size,
+            intid: match at.node.property(INTERRUPTS) {
+                None => None,
+                Some(_) => Some(interrupt(&at)?),
+            },
+            compatible: compatible(&at)?,
+        };
+        let pages = device.pages();
+        let taken = found.iter().map(|other| (other.pages().base, other.pages().end()));
+        let taken = taken.chain(uart.map(|uart| (uart.base, uart.base + layout::UART_SIZE)));
+        let overlaps = |(start, end)| pages.base < end && start < pages.end();
+        if !layout::is_free(pages.base, pages.size, memory) || taken.into_iter().any(overlaps) {
+            return Err(at.fault(REG, Fault::Overlap { address: base }));
+        }
+        let interrupts = found.iter().filter_map(|other| other.intid);
+        let mut interrupts = interrupts.chain(uart.map(|uart| uart.intid));
+        if let Some(intid) = device.intid.filter(|intid| interrupts.any(|other| other == *intid)) {
+            return Err(at.fault(INTERRUPTS, Fault::InterruptTaken(intid)));
+        }
+        found.try_push(device).map_err(|_| list.fault("", Fault::TooMany(MAX_PASSTHROUGH)))?;
+    }
+    Ok(found)
+}
+
+/// A list of strings, none of them empty, as it stands.
+fn compatible<'a>(at: &At<'a>) -> Result<'a, &'a [u8]> {
+    let property = at.property(COMPATIBLE_WITH)?;
+    let text = property.value.strip_suffix(&[0]).and_then(|text| core::str::from_utf8(text).ok());
+    match text.is_some_and(|text| text.split('\0').all(|name| !name.is_empty())) {
+        true => Ok(property.value),
+        false => Err(at.fault(COMPATIBLE_WITH, Fault::BadType)),
+    }
+}
+
+/// Address and size in `reg`.
+fn reg<'a>(at: &At<'a>) -> Result<'a, (u64, u64)> {
+    let reg = at.node.property(REG).ok_or(at.fault(REG, Fault::Missing))?;
+    match reg.value.split_at_checked(8).map(|(b, s)| (b.try_into(), s.try_into())) {
+        Some((Ok(base), Ok(size))) => Ok((u64::from_be_bytes(base), u64::from_be_bytes(size))),
+        _ => Err(at.fault(REG, Fault::BadType)),
+    }
+}
+
+/// A shared interrupt that no device has by its place.
+fn interrupt<'a>(at: &At<'a>) -> Result<'a, u32> {
+    let last = u64::from(crate::vgic::MAX_INTID);
+    let intid = at.number_within(INTERRUPTS, 32, last)? as u32;
+    if layout::is_reserved_interrupt(intid) {
+        return Err(at.fault(INTERRUPTS, Fault::InterruptTaken(intid)));
+    }
+    Ok(intid)
+}
+
 /// Reads where a device is and checks that the place is free.
 fn placement<'a>(at: &At<'a>, size: u64, memory: u64) -> Result<'a, Placement> {
     at.only(&[REG, INTERRUPTS], &[])?;
-    let reg = at.node.property(REG).ok_or(at.fault(REG, Fault::Missing))?;
-    let (base, reg_size) =
-        match reg.value.split_at_checked(8).map(|(b, s)| (b.try_into(), s.try_into())) {
-            Some((Ok(base), Ok(size))) => (u64::from_be_bytes(base), u64::from_be_bytes(size)),
-            _ => return Err(at.fault(REG, Fault::BadType)),
-        };
+    let (base, reg_size) = reg(at)?;
     if reg_size != size {
         return Err(at.fault(REG, Fault::OutOfRange { value: reg_size, min: size, max: size }));
     }
@@ -402,14 +477,7 @@ fn placement<'a>(at: &At<'a>, size: u64, memory: u64) -> Result<'a, Placement> {
     if !layout::is_free(base, size, memory) {
         return Err(at.fault(REG, Fault::Overlap { address: base }));
     }
-    let last = u64::from(crate::vgic::MAX_INTID);
-    let intid = at.number_within(INTERRUPTS, 32, last)? as u32;
-    let virtio = layout::VIRTIO_INTID..layout::VIRTIO_INTID + layout::MAX_VIRTIO as u32;
-    let channels = layout::CHANNEL_INTID..layout::CHANNEL_INTID + layout::MAX_VM_CHANNELS as u32;
-    if virtio.contains(&intid) || channels.contains(&intid) {
-        return Err(at.fault(INTERRUPTS, Fault::InterruptTaken(intid)));
-    }
-    Ok(Placement { base, intid })
+    Ok(Placement { base, intid: interrupt(at)? })
 }
 
 /// A node, with the names that an error about it gives.

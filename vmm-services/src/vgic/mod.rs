@@ -109,6 +109,10 @@ struct Shared {
     owned: [u32; MAX_VCPUS],
     /// Interrupts whose owner is not done with them although they are routed elsewhere now.
     moved: u32,
+    /// Interrupts that are tied to those of the machine with the same number.
+    tied: u32,
+    /// Tied interrupts whose physical one is active on behalf of this VM.
+    hardware_active: u32,
 }
 
 impl Shared {
@@ -116,7 +120,14 @@ impl Shared {
     const RESET: Self = {
         let mut owned = [0; MAX_VCPUS];
         owned[0] = u32::MAX;
-        Self { bank: Bank::new(u32::MAX), route: [0; 32], owned, moved: 0 }
+        Self {
+            bank: Bank::new(u32::MAX),
+            route: [0; 32],
+            owned,
+            moved: 0,
+            tied: 0,
+            hardware_active: 0,
+        }
     };
 
     /// Gives interrupts in `mask` to whom they are routed; if their owner still has them, later.
@@ -218,6 +229,39 @@ impl Vgic {
         private.bank.set_pending(bit);
         private.hardware_active |= bit;
         self.private_changed(vcpu, bit)
+    }
+
+    /// Ties the shared interrupt `intid` to that of the machine with the same number, by the HW bit
+    /// of its list register. Numbers that a vGIC does not have are ignored. Not for a REC.
+    pub fn tie_spi(&mut self, intid: u32) {
+        if let Some(shared) = self.shared.get_mut((intid / 32).wrapping_sub(1) as usize) {
+            shared.tied |= 1 << (intid % 32);
+        }
+    }
+
+    /// The physical interrupt behind the tied `intid` was taken: as [`Self::raise_hardware`], for a
+    /// shared interrupt.
+    pub fn raise_hardware_spi(&mut self, intid: u32) -> VcpuSet {
+        let index = (intid / 32).wrapping_sub(1) as usize;
+        let Some(shared) = self.shared.get_mut(index) else { return VcpuSet::EMPTY };
+        let bit = 1 << (intid % 32) & shared.tied;
+        shared.bank.set_pending(bit);
+        shared.hardware_active |= bit;
+        self.shared_changed(index, bit)
+    }
+
+    /// Calls `deactivate` with each tied shared interrupt whose physical one is still active although
+    /// the guest is done with it: other than by deactivating it in a list register.
+    pub fn release_hardware_spis(&mut self, mut deactivate: impl FnMut(u32)) {
+        for (n, shared) in (1..).zip(&mut self.shared) {
+            if shared.hardware_active == 0 {
+                continue;
+            }
+            let bank = &shared.bank;
+            let held = bank.active | bank.pending | bank.latched | bank.listed;
+            bits(shared.hardware_active & !held).for_each(|index| deactivate(32 * n + index));
+            shared.hardware_active &= held;
+        }
     }
 
     /// Which physical PPIs, one bit per INTID of the machine, are to be active on the core that runs

@@ -207,12 +207,18 @@ impl Vgic {
         let groups = self.groups;
         let index = intid % 32;
         let bit = 1_u32 << index;
-        let tied = self.config.hardware_ppis.iter().flatten();
-        let physical = tied.copied().find(|ppi| ppi.guest == u32::from(intid));
-        let (bank, moved) = match usize::from(intid / 32) {
-            0 => (&mut self.private[vcpu.index()].bank, 0),
+        let number = u32::from(intid);
+        let (bank, moved, physical) = match usize::from(intid / 32) {
+            0 => {
+                let mut tied = self.config.hardware_ppis.iter().flatten();
+                let physical = tied.find(|ppi| ppi.guest == number).map(|ppi| ppi.physical);
+                (&mut self.private[vcpu.index()].bank, 0, physical)
+            }
             n => match self.shared.get_mut(n - 1) {
-                Some(shared) => (&mut shared.bank, shared.moved),
+                Some(shared) => {
+                    let physical = (shared.tied & bit != 0).then_some(number);
+                    (&mut shared.bank, shared.moved, physical)
+                }
                 None => return ListRegister::EMPTY,
             },
         };
@@ -228,14 +234,14 @@ impl Vgic {
             (false, _) => LrState::Pending,
         };
         let lr = ListRegister::new(
-            u32::from(intid),
+            number,
             bank.priority(usize::from(index)),
             bank.group1 & bit != 0,
             state,
         );
         bank.lend(bit, state != LrState::Active);
         match (physical, resample) {
-            (Some(ppi), _) => lr.with_hardware(ppi.physical),
+            (Some(physical), _) => lr.with_hardware(physical),
             (None, true) => lr.with_eoi_maintenance(),
             (None, false) => lr,
         }
@@ -299,6 +305,9 @@ impl Vgic {
                 }
             } else if let Some(shared) = self.shared.get_mut(usize::from(intid / 32) - 1) {
                 shared.bank.unlist(bit, pending, active);
+                if bit & shared.tied != 0 && state == LrState::Invalid {
+                    shared.hardware_active &= !bit | shared.bank.pending;
+                }
             }
         }
     }

@@ -456,3 +456,36 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn tied_spis_are_deactivated_by_whoever_is_done_with_them() {
+    fn released(vgic: &mut Vgic) -> Vec<u32> {
+        let mut found = Vec::new();
+        vgic.release_hardware_spis(|intid| found.push(intid));
+        found
+    }
+    let mut vgic = started(CONFIG);
+    vgic.tie_spi(34);
+    enable(&mut vgic, 0, 34, 0);
+    assert!(vgic.raise_hardware_spi(35).is_empty(), "not tied");
+    assert_eq!(vgic.raise_hardware_spi(34), VcpuSet::only(cpu(0)));
+    let image = flushed(&mut vgic, 0);
+    assert_eq!(listed(&image), [(34, LrState::Pending)]);
+    assert!(image.lrs[0].is_hardware());
+    assert_eq!(image.lrs[0].bits() >> 32 & 0x1fff, 34);
+    // The guest takes it, and deactivates it in the list register.
+    let _ = vgic.sync(cpu(0), &with_state(&image, 0, 2));
+    let image = flushed(&mut vgic, 0);
+    let _ = vgic.sync(cpu(0), &with_state(&image, 0, 0));
+    assert_eq!(released(&mut vgic), []);
+    // It takes the pending state away before it sees it, or the active state after that.
+    for (register, state) in [(0x284, 1), (0x384, 2)] {
+        let _ = vgic.raise_hardware_spi(34);
+        let image = flushed(&mut vgic, 0);
+        let _ = vgic.sync(cpu(0), &with_state(&image, 0, state));
+        assert_eq!(released(&mut vgic), []);
+        let _ = access(&mut vgic, Frame::Distributor, register, Some(1 << 2));
+        assert_eq!(released(&mut vgic), [34]);
+        assert_eq!(flushed(&mut vgic, 0).used, 0);
+    }
+}

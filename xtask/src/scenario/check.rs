@@ -183,7 +183,7 @@ fn check_vm(
     let kernel = images.find(source, &vm.kernel);
     let initramfs = vm.initramfs.as_ref().map(|name| images.find(source, name));
     let vcpus = *vm.vcpus.get_ref();
-    let (devices, virtio) = devices::check(source, images, vm);
+    let devices = devices::check(source, images, vm);
     Vm {
         name: vm.name.get_ref().clone(),
         kind: vm.kind,
@@ -196,8 +196,9 @@ fn check_vm(
         priority: vm.priority.as_ref().map_or(DEFAULT_PRIORITY, |p| *p.get_ref()),
         budget: check_budget(source, vm),
         affinity: check_affinity(source, machine, vm),
-        devices,
-        virtio,
+        devices: devices.placed,
+        virtio: devices.virtio,
+        passthrough: devices.passthrough,
         repeat: vm.repeat.as_ref().map(|r| *r.get_ref()),
         expect: vm.expect,
         expect_reason: vm.expect_reason.as_ref().map(|r| r.get_ref().clone()),

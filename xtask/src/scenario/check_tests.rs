@@ -215,7 +215,9 @@ fn overlapping_devices() {
     refused(&with_devices(&["address = 0x4fff_f000"]), 10, "overlaps the VM's memory");
     refused(&with_devices(&["address = 0x9000_0000_0000"]), 10, "below the end of RAM");
     refused(&with_devices(&["address = 0x9000100"]), 10, "is not at a page");
-    refused(&with_devices(&["interrupt = 31"]), 10, "none of 32 to 1019");
+    refused(&with_devices(&["interrupt = 31"]), 12, "none of 32 to 127");
+    refused(&with_devices(&["interrupt = 128"]), 12, "none of 32 to 127");
+    refused(&with_devices(&["interrupt = 59"]), 12, "kept for virtio devices and channels");
     refused(&with_devices(&["", "address = 0x9001000\ninterrupt = 34"]), 13, "at most one uart");
 }
 

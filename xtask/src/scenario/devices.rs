@@ -1,33 +1,41 @@
-//! The devices of a VM, checked: those with a place in the guest memory map, and virtio devices, whose
-//! place follows from their order.
-
-use std::ops::Range;
+//! The devices of a VM, checked: those with a place in the guest memory map, virtio devices, whose
+//! place follows from their order, and devices of the machine, which stay where they are.
 
 use toml::Spanned;
 use vmm_services::layout;
+use vmm_services::passthrough::MAX_PASSTHROUGH;
+use vmm_services::vgic::MAX_INTID;
 
 use super::check::Images;
 use super::format::{self, DeviceKind};
 use super::refusal::Source;
-use super::{Device, Disk, VirtioDevice, nets};
+use super::{Device, Disk, PassthroughDevice, VirtioDevice, nets, passthrough};
 
 /// Granules and pages.
 const PAGE: u64 = 4096;
 /// Bytes of a disk's sector.
 const SECTOR: u64 = 512;
-/// Shared peripheral interrupts.
-const SPI: Range<u32> = 32..1020;
+/// The first shared peripheral interrupt.
+const FIRST_SPI: u32 = 32;
+
+/// The devices of a VM.
+#[derive(Debug, Default)]
+pub(super) struct Devices {
+    pub(super) placed: Vec<Device>,
+    pub(super) virtio: Vec<VirtioDevice>,
+    pub(super) passthrough: Vec<PassthroughDevice>,
+}
 
 /// Checks the devices of a VM; one UART if it names none.
-pub(super) fn check(
-    source: &mut Source<'_>,
-    images: &Images,
-    vm: &format::Vm,
-) -> (Vec<Device>, Vec<VirtioDevice>) {
-    let mut devices = Vec::new();
-    let mut virtio = Vec::new();
-    let Some(list) = &vm.device else { return (vec![Device::new(DeviceKind::Uart)], virtio) };
+pub(super) fn check(source: &mut Source<'_>, images: &Images, vm: &format::Vm) -> Devices {
+    let mut found = Devices::default();
+    let Devices { placed: devices, virtio, passthrough: given } = &mut found;
+    let Some(list) = &vm.device else {
+        devices.push(Device::new(DeviceKind::Uart));
+        return found;
+    };
     let mut taken = taken(vm);
+    let mut interrupts: Vec<(u32, String)> = Vec::new();
     for item in list {
         let kind = item.get_ref().kind;
         if kind != DeviceKind::Block {
@@ -36,11 +44,31 @@ pub(super) fn check(
         if kind != DeviceKind::Net {
             nets::refuse_keys(source, item);
         }
-        if kind.is_virtio() {
+        if kind != DeviceKind::Passthrough {
+            passthrough::refuse_keys(source, item.get_ref());
+        }
+        if kind == DeviceKind::Passthrough {
+            let Some(device) = passthrough::check(source, vm, item, &taken) else { continue };
+            let name = format!("the device at {:#x}", device.address);
+            if let Some(intid) = device.interrupt {
+                check_interrupt(source, item, intid, &interrupts);
+                interrupts.push((intid, name.clone()));
+            }
+            taken.push((device.address, device.size, name));
+            given.push(device);
+            if given.len() > MAX_PASSTHROUGH {
+                let reason = format!("a VM has at most {MAX_PASSTHROUGH} devices of the machine");
+                source.refuse(&item.span(), reason);
+            }
+        } else if kind.is_virtio() {
             virtio.extend(check_virtio(source, images, item));
         } else if let Some((device, name)) = check_placed(source, vm, item, &taken) {
             if devices.iter().any(|other: &Device| other.kind == kind) {
                 source.refuse(&item.span(), format!("a VM has at most one {}", kind.name()));
+            }
+            if kind != DeviceKind::Flash {
+                check_interrupt(source, item, device.interrupt, &interrupts);
+                interrupts.push((device.interrupt, name.clone()));
             }
             taken.push((device.address, device.size, name));
             devices.push(device);
@@ -51,17 +79,42 @@ pub(super) fn check(
             break;
         }
     }
-    (devices, virtio)
+    found
+}
+
+/// An interrupt that the VM's interrupt controller has, that belongs to no place of the memory map, and
+/// that no other device has.
+fn check_interrupt(
+    source: &mut Source<'_>,
+    item: &Spanned<format::Device>,
+    intid: u32,
+    others: &[(u32, String)],
+) {
+    let span = item.get_ref().interrupt.as_ref().map_or_else(|| item.span(), Spanned::span);
+    if !(FIRST_SPI..=MAX_INTID).contains(&intid) {
+        let reason = format!(
+            "interrupt {intid} is none of {FIRST_SPI} to {MAX_INTID}, which a VM's GIC has"
+        );
+        source.refuse(&span, reason);
+    } else if layout::is_reserved_interrupt(intid) {
+        source.refuse(&span, format!("interrupt {intid} is kept for virtio devices and channels"));
+    } else if let Some((_, other)) = others.iter().find(|(other, _)| *other == intid) {
+        source.refuse(&span, format!("interrupt {intid} is that of {other}"));
+    }
 }
 
 /// What has a place in a guest's address space whatever its devices: start, size, name.
 fn taken(vm: &format::Vm) -> Vec<(u64, u64, String)> {
     let redistributors = u64::from(*vm.vcpus.get_ref()) * layout::GICR_STRIDE;
     let virtio = layout::MAX_VIRTIO as u64 * layout::VIRTIO_STRIDE;
+    let channels = layout::MAX_VM_CHANNELS as u64 * PAGE;
+    let channel_memory = layout::MAX_VM_CHANNELS as u64 * layout::CHANNEL_MEMORY_STRIDE;
     [
         (layout::GICD, layout::GICD_SIZE, "the GIC distributor"),
         (layout::GICR, redistributors, "the GIC redistributors"),
         (layout::VIRTIO, virtio, "the virtio devices"),
+        (layout::CHANNEL, channels, "the channels' registers"),
+        (layout::CHANNEL_MEMORY, channel_memory, "the channels' memory"),
         (layout::RAM, vm.memory.get_ref().0, "the VM's memory"),
     ]
     .map(|(start, size, name)| (start.get(), size, name.to_owned()))
@@ -100,11 +153,6 @@ fn check_placed(
         source.refuse(&span, format!("{name} overlaps {other}"));
         return None;
     }
-    if device.kind != DeviceKind::Flash && !SPI.contains(&device.interrupt) {
-        let (first, last) = (SPI.start, SPI.end - 1);
-        let reason = format!("interrupt {} is none of {first} to {last}", device.interrupt);
-        source.refuse(&span, reason);
-    }
     Some((device, name))
 }
 
@@ -125,7 +173,7 @@ fn check_virtio(
         DeviceKind::Entropy => Some(VirtioDevice::Entropy),
         DeviceKind::Block => Some(VirtioDevice::Block(check_disk(source, images, item))),
         DeviceKind::Net => Some(VirtioDevice::Net(nets::check(source, item))),
-        DeviceKind::Uart | DeviceKind::Flash => None,
+        DeviceKind::Uart | DeviceKind::Flash | DeviceKind::Passthrough => None,
     }
 }
 
@@ -149,9 +197,10 @@ fn check_disk(source: &mut Source<'_>, images: &Images, item: &Spanned<format::D
 }
 
 fn refuse_disk_keys(source: &mut Source<'_>, device: &format::Device) {
+    let is_given = device.kind == DeviceKind::Passthrough;
     let keys = [
         ("image", device.image.as_ref().map(Spanned::span)),
-        ("size", device.size.as_ref().map(Spanned::span)),
+        ("size", device.size.as_ref().filter(|_| !is_given).map(Spanned::span)),
         ("read-only", device.read_only.as_ref().map(Spanned::span)),
     ];
     for (key, span) in keys {
@@ -166,7 +215,7 @@ impl DeviceKind {
     fn is_virtio(self) -> bool {
         match self {
             Self::Console | Self::Entropy | Self::Block | Self::Net => true,
-            Self::Uart | Self::Flash => false,
+            Self::Uart | Self::Flash | Self::Passthrough => false,
         }
     }
 }

@@ -97,7 +97,7 @@ pub(super) struct Device {
     pub(super) interrupt: Option<Spanned<u32>>,
     /// Block: its first bytes, as `kernel` names images.
     pub(super) image: Option<Spanned<String>>,
-    /// Block: size, that of the image unless given.
+    /// Block: size, that of the image unless given. Passthrough: bytes of registers.
     pub(super) size: Option<Spanned<Size>>,
     /// Block: writes are refused.
     pub(super) read_only: Option<Spanned<bool>>,
@@ -113,6 +113,10 @@ pub(super) struct Device {
     pub(super) queue_frames: Option<Spanned<u32>>,
     /// Net: thousand bits per second that it may send in the long run.
     pub(super) rate_kbps: Option<Spanned<u32>>,
+    /// Passthrough: what the VM's device tree says.
+    pub(super) compatible: Option<Spanned<Vec<String>>>,
+    /// Passthrough: what memory the device accesses by itself.
+    pub(super) dma: Option<Spanned<Dma>>,
 }
 
 /// Which addresses a network device may send from.
@@ -123,6 +127,13 @@ pub(crate) enum SourceAddress {
     Own,
     /// Any that is not of another device on the switch.
     Any,
+}
+
+/// Memory that a device accesses by itself.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Dma {
+    None,
 }
 
 /// What a VM is.
@@ -219,6 +230,8 @@ pub(crate) enum DeviceKind {
     Block,
     /// Virtio network device.
     Net,
+    /// A device of the machine.
+    Passthrough,
 }
 
 /// Deliberate faults that the hypervisor can try on itself.
@@ -255,6 +268,9 @@ names! {
     Populate { Eager => "eager", Image => "image", Lazy => "lazy" }
     Fault { Page => "page", Block => "block" }
     Conversions { Any => "any", ToPrivate => "to-private", None => "none" }
-    DeviceKind { Uart => "uart", Flash => "flash", Console => "console", Entropy => "entropy", Block => "block", Net => "net" }
+    DeviceKind {
+        Uart => "uart", Flash => "flash", Console => "console", Entropy => "entropy",
+        Block => "block", Net => "net", Passthrough => "passthrough",
+    }
     SelfTest { GranuleProtection => "granule-protection", El2Fault => "el2-fault" }
 }

@@ -8,6 +8,7 @@ mod check;
 mod devices;
 mod format;
 mod nets;
+mod passthrough;
 mod refusal;
 mod size;
 
@@ -64,6 +65,7 @@ pub(crate) struct Vm {
     pub(crate) devices: Vec<Device>,
     /// By slot.
     pub(crate) virtio: Vec<VirtioDevice>,
+    pub(crate) passthrough: Vec<PassthroughDevice>,
     pub(crate) repeat: Option<u32>,
     pub(crate) expect: Expect,
     pub(crate) expect_reason: Option<String>,
@@ -102,6 +104,18 @@ pub(crate) struct Device {
     pub(crate) size: u64,
     /// GIC interrupt number.
     pub(crate) interrupt: u32,
+}
+
+/// A device of the machine that a VM gets as it is.
+#[derive(Clone, Debug)]
+pub(crate) struct PassthroughDevice {
+    /// Address on the machine and in the VM.
+    pub(crate) address: u64,
+    /// Bytes of registers.
+    pub(crate) size: u64,
+    /// GIC interrupt number, on the machine and in the VM.
+    pub(crate) interrupt: Option<u32>,
+    pub(crate) compatible: Vec<String>,
 }
 
 /// A virtio device.

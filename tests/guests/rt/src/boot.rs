@@ -37,6 +37,8 @@ pub struct BootInfo {
     pub closed: bool,
     /// Value of `fp=N` in the command line: how often each vCPU checks its FP registers.
     pub fp: Option<u64>,
+    /// Whether the command line says `rtc`: the guest has the machine's real-time clock.
+    pub rtc: bool,
     /// Value of `cases=N` in the command line: how many cases of each kind a hostile guest tries.
     pub cases: Option<u64>,
     /// Value of `seed=N` in the command line: where its random numbers start.
@@ -122,6 +124,7 @@ pub unsafe fn parse(address: u64) -> Result<BootInfo, &'static str> {
         stray: flag("stray"),
         closed: flag("closed"),
         fp: number("fp"),
+        rtc: flag("rtc"),
         cases: number("cases"),
         seed: number("seed"),
         serve: number("serve"),

@@ -98,7 +98,7 @@ pub fn wait_for_rings(count: u64, asleep: bool) {
 ///
 /// Says that the GIC refused.
 pub fn enable(intid: u32, handler: fn(u32)) -> Result<(), &'static str> {
-    HANDLER.store(handler as *mut (), Ordering::Release);
+    set_handler(handler);
     let ipa = GICR_IPA + GICR_STRIDE * cpu_index() as u64;
     let registers: NonNull<GicrSgi> = mmu::device(ipa);
     // SAFETY: as in `init_cpu`, which is done with them.
@@ -107,6 +107,11 @@ pub fn enable(intid: u32, handler: fn(u32)) -> Result<(), &'static str> {
     GicRedistributor::new(registers)
         .enable_interrupt(id, true)
         .map_err(|_| "redistributor does not have the interrupt")
+}
+
+/// Hands interrupts that nobody else knows to `handler`.
+pub fn set_handler(handler: fn(u32)) {
+    HANDLER.store(handler as *mut (), Ordering::Release);
 }
 
 /// Routes the shared interrupt `intid` (32 to 1019) to this vCPU and enables it, level-triggered as
@@ -159,6 +164,6 @@ pub(crate) fn handle_irq() {
 
 fn handler() -> Option<fn(u32)> {
     let handler = HANDLER.load(Ordering::Acquire);
-    // SAFETY: only `enable` stores here, and it stores a function of this type.
+    // SAFETY: only `set_handler` stores here, and it stores a function of this type.
     (!handler.is_null()).then(|| unsafe { core::mem::transmute::<*mut (), fn(u32)>(handler) })
 }

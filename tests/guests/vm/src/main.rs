@@ -6,6 +6,8 @@
 #![no_std]
 #![no_main]
 
+mod rtc;
+
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
@@ -80,6 +82,9 @@ fn run(info: &BootInfo) -> Result<(), &'static str> {
     if info.stray {
         stray()?;
     }
+    if info.rtc {
+        rtc::check()?;
+    }
     let ticks = info.ticks.unwrap_or(DEFAULT_TICKS);
     SECONDARY_TICKS.store((ticks / 2).max(1), Ordering::Release);
     let secondaries = 1..info.cpus.min(guest_rt::MAX_CPUS) as u64;
@@ -95,6 +100,9 @@ fn run(info: &BootInfo) -> Result<(), &'static str> {
         wait_until(|| {
             psci::is_on(info.conduit, cpu).map(|on| !on).map_err(|_| "AFFINITY_INFO was refused")
         })?;
+    }
+    if info.rtc {
+        rtc::leave_alarm_on();
     }
     Ok(())
 }
