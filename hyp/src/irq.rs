@@ -392,6 +392,15 @@ pub fn give_spi(intid: u32, core: usize, trigger: Trigger) -> Result<(), IrqErro
     distributor.enable_interrupt(id, true).map_err(failed)
 }
 
+/// Whether the shared interrupt `intid` is pending; of a level-sensitive one, whether its line is high.
+#[must_use]
+pub fn is_spi_pending(intid: u32) -> bool {
+    let Some(controller) = CONTROLLER.get() else { return false };
+    let mut registers = controller.distributor.lock();
+    let word = field!(registers, ispendr).split().get_mut(intid as usize / 32).map(|r| r.read());
+    word.is_some_and(|word| word >> (intid % 32) & 1 != 0)
+}
+
 /// Takes back a shared interrupt that [`give_spi`] enabled: it is neither enabled, pending nor active
 /// any more, whatever the guest left it in. A level that is still high is kept off.
 ///

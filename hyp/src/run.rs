@@ -226,6 +226,7 @@ fn prepare(vcpu: &mut Vcpu) -> Option<Flow> {
         woken.extend(passthrough::deliver(vm, services_of_vm));
     }
     if !services_of_vm.has_work() {
+        services_of_vm.vgic_mut().resample_hardware_spis(irq::is_spi_pending);
         services_of_vm.vgic_mut().flush(id, vcpu.image());
         services_of_vm.vgic_mut().release_hardware_spis(irq::deactivate);
         drop(services);

@@ -89,7 +89,7 @@ fn give(vm: &'static Vm, device: &Passthrough<'_>) -> Result<(), Reason> {
 fn enable(vm: &Vm, intid: u32, trigger: passthrough::Trigger) -> Result<(), IrqError> {
     let refused = IrqError::Setting(intid);
     if let Some(services) = vm.services.lock().as_mut() {
-        services.vgic_mut().tie_spi(intid);
+        services.vgic_mut().tie_spi(intid, trigger == passthrough::Trigger::Level);
     }
     // It is taken on the first core that the VM may run on.
     let affinity = vm.spec().and_then(|spec| spec.affinity).unwrap_or(1);

@@ -111,6 +111,8 @@ struct Shared {
     moved: u32,
     /// Interrupts that are tied to those of the machine with the same number.
     tied: u32,
+    /// Tied interrupts whose physical one is level-sensitive.
+    tied_level: u32,
     /// Tied interrupts whose physical one is active on behalf of this VM.
     hardware_active: u32,
 }
@@ -126,6 +128,7 @@ impl Shared {
             owned,
             moved: 0,
             tied: 0,
+            tied_level: 0,
             hardware_active: 0,
         }
     };
@@ -232,10 +235,12 @@ impl Vgic {
     }
 
     /// Ties the shared interrupt `intid` to that of the machine with the same number, by the HW bit
-    /// of its list register. Numbers that a vGIC does not have are ignored. Not for a REC.
-    pub fn tie_spi(&mut self, intid: u32) {
+    /// of its list register. `level` says that the machine's is level-sensitive. Numbers that a vGIC
+    /// does not have are ignored. Not for a REC.
+    pub fn tie_spi(&mut self, intid: u32, level: bool) {
         if let Some(shared) = self.shared.get_mut((intid / 32).wrapping_sub(1) as usize) {
             shared.tied |= 1 << (intid % 32);
+            shared.tied_level |= u32::from(level) << (intid % 32);
         }
     }
 
@@ -248,6 +253,18 @@ impl Vgic {
         shared.bank.set_pending(bit);
         shared.hardware_active |= bit;
         self.shared_changed(index, bit)
+    }
+
+    /// Looks again at the lines of level-sensitive tied interrupts that were taken and that no vCPU has
+    /// seen yet: where `is_high` says no, the interrupt is gone. Call before [`Self::flush`].
+    pub fn resample_hardware_spis(&mut self, mut is_high: impl FnMut(u32) -> bool) {
+        for (n, shared) in (1..).zip(&mut self.shared) {
+            let bank = &mut shared.bank;
+            let unseen = shared.hardware_active & shared.tied_level & bank.pending & !bank.listed;
+            for index in bits(unseen).filter(|index| !is_high(32 * n + index)) {
+                bank.pending &= !(1 << index);
+            }
+        }
     }
 
     /// Calls `deactivate` with each tied shared interrupt whose physical one is still active although

@@ -465,7 +465,7 @@ fn tied_spis_are_deactivated_by_whoever_is_done_with_them() {
         found
     }
     let mut vgic = started(CONFIG);
-    vgic.tie_spi(34);
+    vgic.tie_spi(34, true);
     enable(&mut vgic, 0, 34, 0);
     assert!(vgic.raise_hardware_spi(35).is_empty(), "not tied");
     assert_eq!(vgic.raise_hardware_spi(34), VcpuSet::only(cpu(0)));
@@ -478,6 +478,13 @@ fn tied_spis_are_deactivated_by_whoever_is_done_with_them() {
     let image = flushed(&mut vgic, 0);
     let _ = vgic.sync(cpu(0), &with_state(&image, 0, 0));
     assert_eq!(released(&mut vgic), []);
+    // The line falls before the guest sees it.
+    let _ = vgic.raise_hardware_spi(34);
+    vgic.resample_hardware_spis(|intid| intid == 34);
+    assert_eq!(released(&mut vgic), []);
+    vgic.resample_hardware_spis(|_| false);
+    assert_eq!(released(&mut vgic), [34]);
+    assert_eq!(flushed(&mut vgic, 0).used, 0);
     // It takes the pending state away before it sees it, or the active state after that.
     for (register, state) in [(0x284, 1), (0x384, 2)] {
         let _ = vgic.raise_hardware_spi(34);
