@@ -114,6 +114,7 @@ impl<T> VmLock<T> {
     }
 
     /// Masks exceptions and waits for the lock, in order of arrival.
+    #[inline]
     pub fn lock(&self) -> VmLockGuard<'_, T> {
         let mask = ExceptionMask::mask();
         let inner = self.inner.lock();

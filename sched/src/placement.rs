@@ -70,6 +70,10 @@ impl<const CORES: usize, const ENTITIES: usize> Scheduler<CORES, ENTITIES> {
     /// Kicks cores until every queued entity that some core should run instead of what it runs now
     /// (or instead of nothing) has a core of its own that is on its way to pick.
     pub(crate) fn push_waiting(&mut self) {
+        // The usual case: nobody waits.
+        if self.cores.iter().all(|core| core.queue.len() == 0) {
+            return;
+        }
         let mut available = self.online();
         let mut targets = CoreSet::EMPTY;
         for core in (0..CORES as u8).map(CoreId) {

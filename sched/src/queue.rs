@@ -127,16 +127,19 @@ impl RunQueue {
     }
 
     fn top_at_most(&self, limit: u8) -> Option<u8> {
-        let limit_word = limit / 64;
-        let mask = u64::MAX >> (63 - limit % 64);
-        (0..=limit_word).rev().find_map(|word| {
-            let mut bits = self.occupied[usize::from(word)];
-            if word == limit_word {
-                bits &= mask;
+        if self.len == 0 {
+            return None;
+        }
+        let mut word = limit / 64;
+        let mut bits = self.occupied[usize::from(word)] & u64::MAX >> (63 - limit % 64);
+        loop {
+            if let Some(bit) = bits.checked_ilog2() {
+                // At most 63 + 64 * 3.
+                return Some(word * 64 + bit as u8);
             }
-            // At most 63 * 1 + 64 * 3.
-            bits.checked_ilog2().map(|bit| word * 64 + bit as u8)
-        })
+            word = word.checked_sub(1)?;
+            bits = self.occupied[usize::from(word)];
+        }
     }
 
     pub(crate) fn push<const N: usize>(

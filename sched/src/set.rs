@@ -117,7 +117,12 @@ impl CoreSet {
 
     /// The cores, lowest first.
     pub fn iter(self) -> impl Iterator<Item = CoreId> {
-        (0..32).map(CoreId).filter(move |&core| self.contains(core))
+        let Self(mut left) = self;
+        core::iter::from_fn(move || {
+            let core = left.trailing_zeros();
+            left &= left.wrapping_sub(1);
+            (core < u32::BITS).then_some(CoreId(core as u8))
+        })
     }
 }
 

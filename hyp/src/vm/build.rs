@@ -330,10 +330,8 @@ fn add_vcpu(vm: &'static Vm, spec: &VmSpec<'_>, id: VcpuId, kind: Kind) -> Resul
         .add(params, timer::now_ns())
         .map_err(|error| Reason::new(format_args!("{id}: {error}")))?;
     vm.life.enrol(id.index(), entity);
-    let slot = vcpu::slot(entity)
-        .ok_or_else(|| Reason::new(format_args!("{id}: no place for another vCPU")))?;
-    *slot.state.lock() = Some(Vcpu { vm, id, kind });
-    Ok(())
+    vcpu::fill(entity, Vcpu { vm, id, kind })
+        .ok_or_else(|| Reason::new(format_args!("{id}: no place for another vCPU")))
 }
 
 /// Refuses a VM that is to have random numbers on a machine without a source of them.

@@ -10,7 +10,7 @@ use crate::irq;
 use crate::monitor::trace;
 use crate::run::SCHEDULER;
 use crate::sync::VmLock;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicUsize, Ordering};
 use mm::Ipa;
 use sched::lifecycle::VcpuStatus;
 use sched::{CoreId, CoreSet, EntityId};
@@ -45,6 +45,21 @@ impl VcpuSlot {
     }
 }
 
+/// Slots from this index on have never held a vCPU.
+static USED: AtomicUsize = AtomicUsize::new(0);
+
+/// The slots that have ever held a vCPU. Cores look at them again and again.
+fn used() -> impl Iterator<Item = &'static VcpuSlot> {
+    SLOTS.iter().take(USED.load(Ordering::Acquire))
+}
+
+/// Puts a vCPU into the slot of `entity`; `None` if there is none.
+pub fn fill(entity: EntityId, vcpu: Vcpu) -> Option<()> {
+    *slot(entity)?.state.lock() = Some(vcpu);
+    USED.fetch_max(entity.index() + 1, Ordering::AcqRel);
+    Some(())
+}
+
 /// The slot of `entity`.
 #[must_use]
 pub fn slot(entity: EntityId) -> Option<&'static VcpuSlot> {
@@ -55,7 +70,7 @@ pub fn slot(entity: EntityId) -> Option<&'static VcpuSlot> {
 #[must_use]
 pub fn next_wake() -> Option<u64> {
     let core = this_core();
-    SLOTS.iter().filter_map(|slot| slot.status.wake_at(core)).min()
+    used().filter_map(|slot| slot.status.wake_at(core)).min()
 }
 
 /// Wakes the vCPUs whose wake-up time has come, as far as this core watches them. Returns the cores
@@ -63,7 +78,7 @@ pub fn next_wake() -> Option<u64> {
 pub fn wake_due(now: u64) -> CoreSet {
     let core = this_core();
     let mut kicks = CoreSet::EMPTY;
-    for (index, slot) in SLOTS.iter().enumerate() {
+    for (index, slot) in used().enumerate() {
         if slot.status.wake_at(core).is_none_or(|at| at > now) {
             continue;
         }
@@ -79,7 +94,7 @@ pub fn wake_due(now: u64) -> CoreSet {
 /// waits for an interrupt may always find none. Returns the cores to kick.
 pub fn wake_watched(core: CoreId, now: u64) -> CoreSet {
     let mut kicks = CoreSet::EMPTY;
-    for (index, slot) in SLOTS.iter().enumerate() {
+    for (index, slot) in used().enumerate() {
         if slot.status.wake_at(core).is_some() {
             let mut scheduler = SCHEDULER.lock();
             if slot.status.take_due(core, u64::MAX) {
