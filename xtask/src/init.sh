@@ -1,8 +1,9 @@
 #!/bin/sh
 # Process 1 of the Linux guest: says that user space is reached and powers off. With `linger=N` on
 # the kernel's command line it stays for N seconds and says one line in each; with `shell` there is
-# a shell on the console first; with `selftest` it runs the self test. The network device gets the
-# address of `net=ADDRESS/BITS`; with `serve=N` the guest then answers others, which have
+# a shell on the console first; with `selftest` it runs the self test; with `log` it says what the
+# kernel has logged, which a console that comes with a module has not been told. The network device
+# gets the address of `net=ADDRESS/BITS`; with `serve=N` the guest then answers others, which have
 # `ask=ADDRESS`, N times.
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -14,6 +15,8 @@ for node in /proc/device-tree/virtio_mmio@*; do
     done
     break
 done
+# A console that came with the modules was not there yet when the kernel opened it for this process.
+[ -e /proc/self/fd/1 ] || exec </dev/console >/dev/console 2>&1
 cpus=$(grep -c ^processor /proc/cpuinfo)
 echo "init: user space reached: Linux $(uname -r), $cpus CPU, $(grep MemTotal /proc/meminfo)"
 linger=0
@@ -26,6 +29,7 @@ for word in $(cat /proc/cmdline); do
         shell) shell=yes ;;
         selftest) selftest=yes ;;
         net=*) net=${word#net=} ;;
+        log) dmesg ;;
     esac
 done
 if [ "$net" ]; then

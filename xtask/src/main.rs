@@ -67,7 +67,7 @@ enum Command {
     },
     /// Count the instructions that the hypervisor costs; exit code 0 only if all counts repeat
     Bench {
-        /// Cases: vm, vcpus, vcpus-one-core, realm, linux, mixed; all unless given
+        /// Cases: vm, vcpus, vcpus-one-core, realm, linux, linux-virtio, mixed; all unless given
         cases: Vec<String>,
         /// Say which functions of the hypervisor the instructions belong to
         #[arg(long)]

@@ -81,7 +81,11 @@ pub struct Fdt<'a> {
 enum Token<'a> {
     Begin(&'a str),
     EndNode,
-    Property(Property<'a>),
+    /// With the name as its offset in the strings block: most properties are passed over.
+    Property {
+        name: usize,
+        value: &'a [u8],
+    },
     Nop,
     End,
 }
@@ -146,7 +150,9 @@ impl<'a> Fdt<'a> {
                     depth -= 1;
                     properties_allowed = false;
                 }
-                Token::Property(_) if properties_allowed => {}
+                Token::Property { name, .. } if properties_allowed => {
+                    text(self.strings, name).ok_or(bad)?;
+                }
                 Token::Nop => {}
                 Token::End if depth == 0 && root_seen => return Ok(()),
                 _ => return Err(bad),
@@ -166,12 +172,11 @@ impl<'a> Fdt<'a> {
             END_NODE => Some((Token::EndNode, after)),
             PROP => {
                 let length = usize::try_from(be32(self.structure, after)?).ok()?;
-                let name_at = usize::try_from(be32(self.structure, after + 4)?).ok()?;
-                let name = text(self.strings, name_at)?;
+                let name = usize::try_from(be32(self.structure, after + 4)?).ok()?;
                 let start = after + 8;
                 let end = start.checked_add(length)?;
                 let value = self.structure.get(start..end)?;
-                Some((Token::Property(Property { name, value }), end.next_multiple_of(4)))
+                Some((Token::Property { name, value }, end.next_multiple_of(4)))
             }
             NOP => Some((Token::Nop, after)),
             END => Some((Token::End, after)),
@@ -248,15 +253,22 @@ impl<'a> Node<'a> {
 
     /// The node's properties.
     pub fn properties(&self) -> impl Iterator<Item = Property<'a>> + use<'a> {
+        let strings = self.tree.strings;
+        self.raw_properties()
+            .filter_map(move |(name, value)| Some(Property { name: text(strings, name)?, value }))
+    }
+
+    /// The node's properties, names as offsets in the strings block.
+    fn raw_properties(&self) -> impl Iterator<Item = (usize, &'a [u8])> + use<'a> {
         let tree = self.tree;
         let mut at = self.body;
         core::iter::from_fn(move || {
             loop {
                 let (token, next) = tree.token(at)?;
                 match token {
-                    Token::Property(property) => {
+                    Token::Property { name, value } => {
                         at = next;
-                        return Some(property);
+                        return Some((name, value));
                     }
                     Token::Nop => at = next,
                     _ => return None,
@@ -268,7 +280,13 @@ impl<'a> Node<'a> {
     /// The property `name`.
     #[must_use]
     pub fn property(&self, name: &str) -> Option<Property<'a>> {
-        self.properties().find(|p| p.name == name)
+        let strings = self.tree.strings;
+        let is_wanted = |&(at, _): &(usize, _)| {
+            let rest = strings.get(at..).and_then(|tail| tail.strip_prefix(name.as_bytes()));
+            rest.is_some_and(|rest| rest.starts_with(&[0]))
+        };
+        let (at, value) = self.raw_properties().find(is_wanted)?;
+        Some(Property { name: text(strings, at)?, value })
     }
 
     /// The node's children.
@@ -294,7 +312,7 @@ impl<'a> Node<'a> {
                         return None;
                     }
                     Token::EndNode => depth -= 1,
-                    Token::Property(_) | Token::Nop => {}
+                    Token::Property { .. } | Token::Nop => {}
                     Token::End => return None,
                 }
             }

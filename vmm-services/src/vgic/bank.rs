@@ -62,10 +62,10 @@ impl Bank {
         self.pending | self.latched | (self.line & self.level)
     }
 
-    /// Whether nothing is pending or active, whatever is enabled.
+    /// Pending or active, whatever is enabled; latches that moved to a list register left out.
     #[inline]
-    pub(super) fn is_quiet(&self) -> bool {
-        self.pending | (self.line & self.level) | self.active == 0
+    pub(super) fn asserted(&self) -> u32 {
+        self.pending | (self.line & self.level) | self.active
     }
 
     /// Pending, enabled and of a forwarded group; latches that moved to a list register left out.

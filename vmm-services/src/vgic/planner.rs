@@ -165,14 +165,16 @@ impl Vgic {
     fn candidate_words(&self, vcpu: VcpuId) -> [u32; BANKS] {
         let mut words = [0; BANKS];
         let private = &self.private[vcpu.index()].bank;
-        if !private.is_quiet() {
-            words[0] = private.wanting(self.groups) | private.active;
+        // One question for all saves most entries the others.
+        let asserted =
+            self.shared.iter().fold(private.asserted(), |all, s| all | s.bank.asserted());
+        if asserted == 0 {
+            return words;
         }
+        words[0] = private.wanting(self.groups) | private.active;
         for (word, shared) in words.iter_mut().skip(1).zip(&self.shared) {
-            if !shared.bank.is_quiet() {
-                let owned = shared.owned[vcpu.index()];
-                *word = (shared.bank.wanting(self.groups) | shared.bank.active) & owned;
-            }
+            let owned = shared.owned[vcpu.index()];
+            *word = (shared.bank.wanting(self.groups) | shared.bank.active) & owned;
         }
         words
     }

@@ -85,6 +85,13 @@ const CASES: &[Case] = &[
         what: "Linux to power-off, 1 vCPU, 256 MiB, no firmware",
     },
     Case {
+        name: "linux-virtio",
+        scenario: "tests/bench/linux-virtio.toml",
+        cpus: None,
+        realms: false,
+        what: "the same with a virtio console",
+    },
+    Case {
         name: "mixed",
         scenario: "scenarios/mixed.toml",
         // With more, the firmware polls for work on the other cores, and its counts vary a little.
