@@ -34,6 +34,25 @@ impl LineBuffer {
         }
     }
 
+    /// Takes bytes of output, as [`Self::put`] does each of them.
+    pub(crate) fn write(&mut self, bytes: &[u8], sink: &mut dyn ConsoleSink) {
+        let mut rest = bytes;
+        while let Some((&first, tail)) = rest.split_first() {
+            let plain = rest.iter().take_while(|byte| matches!(byte, b' '..=b'~')).count();
+            if plain == 0 || sink.is_attached() {
+                self.put(first, sink);
+                rest = tail;
+                continue;
+            }
+            if self.line.is_full() {
+                self.flush(sink);
+            }
+            let (text, after) = rest.split_at(plain.min(self.line.remaining_capacity()));
+            self.push(text, sink);
+            rest = after;
+        }
+    }
+
     fn push(&mut self, bytes: &[u8], sink: &mut dyn ConsoleSink) {
         if self.line.remaining_capacity() < bytes.len() {
             self.flush(sink);
@@ -42,7 +61,7 @@ impl LineBuffer {
             sink.begun();
         }
         // Fits: the line is empty or has room.
-        self.line.extend(bytes.iter().copied());
+        let _ = self.line.try_extend_from_slice(bytes);
     }
 
     /// How many bytes of a line have been collected.
@@ -175,6 +194,20 @@ mod tests {
             [(b"one", true), (b"", true), (b"two^[[2J^?\t\xc3\xa9", true), (b"rest", false)];
         let found: vec::Vec<(&[u8], bool)> = lines.0.iter().map(|(l, c)| (&l[..], *c)).collect();
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn many_bytes_at_once_are_as_one_by_one() {
+        let long = [b'x'; 3 * LINE_MAX / 2];
+        for bytes in [&b"one\r\n\ntwo\x1b[2J\x7f\t\xc3\xa9\nrest"[..], &long, b"", b"\n"] {
+            let (mut buffer, mut lines) = (LineBuffer::default(), Lines::default());
+            let (mut other, mut other_lines) = (LineBuffer::default(), Lines::default());
+            bytes.iter().for_each(|&byte| buffer.put(byte, &mut lines));
+            other.write(bytes, &mut other_lines);
+            buffer.flush(&mut lines);
+            other.flush(&mut other_lines);
+            assert_eq!(lines.0, other_lines.0);
+        }
     }
 
     #[test]

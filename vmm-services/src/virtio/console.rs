@@ -52,7 +52,7 @@ impl Console {
                 }
                 let piece = piece.get_mut(..size as usize).unwrap_or_default();
                 io.read(&chain, self.printed, piece)?;
-                piece.iter().for_each(|&byte| self.output.put(byte, console));
+                self.output.write(piece, console);
                 self.printed += size;
                 left -= size;
             }
