@@ -117,7 +117,11 @@ __primary_start:
 
 2:  adr_l   x1, __bss_start
     adr_l   x2, __bss_end
-3:  stp     xzr, xzr, [x1], #16
+3:  stp     xzr, xzr, [x1]          // both ends are page aligned
+    stp     xzr, xzr, [x1, #16]
+    stp     xzr, xzr, [x1, #32]
+    stp     xzr, xzr, [x1, #48]
+    add     x1, x1, #64
     cmp     x1, x2
     b.lo    3b
 
