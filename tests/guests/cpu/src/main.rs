@@ -1,8 +1,9 @@
 //! Normal test guest: what a vCPU has, and what it has not.
 //!
 //! Each check prints `cpu: NAME ok`, with what it counted. The last line is `cpu: all checks passed`
-//! or `cpu: FAILED` with the reason. With the word `fp=N` in the command line, every vCPU checks its
-//! FP registers N times while others run.
+//! or `cpu: FAILED` with the reason. Words of the command line: with `fp=N` every vCPU checks its FP
+//! registers N times while others run; with `storm=N` the guest does nothing but raise and take
+//! interrupts for N seconds.
 #![no_std]
 #![no_main]
 
@@ -10,6 +11,7 @@ mod caches;
 mod features;
 mod firmware;
 mod fp;
+mod storm;
 mod timers;
 
 use core::panic::PanicInfo;
@@ -51,26 +53,37 @@ fn run(info: &BootInfo) -> Result<(), &'static str> {
     }
     gic::init_distributor();
     gic::init_cpu()?;
+    if let Some(seconds) = info.storm {
+        storm::begin(seconds);
+        start_others(info)?;
+        return storm::endure(info);
+    }
     ROUNDS.store(info.fp.unwrap_or(FP_ROUNDS), Ordering::Relaxed);
     features::check()?;
     firmware::check_calls()?;
     timers::check()?;
     caches::check()?;
     firmware::check_standby()?;
-    let secondaries = 1..info.cpus.min(guest_rt::MAX_CPUS) as u64;
-    for cpu in secondaries.clone() {
-        psci::cpu_on(info.conduit, cpu, CONTEXT + cpu).map_err(|_| "CPU_ON was refused")?;
-    }
+    let others = start_others(info)?;
     let rounds = fp::check(ROUNDS.load(Ordering::Relaxed))?;
     println!("cpu: {} FP registers ok, {rounds} rounds", cpu_index());
     let deadline = timer::now() + timer::steps(30_000);
-    while DONE.load(Ordering::Acquire) != secondaries.clone().count() as u64 {
+    while DONE.load(Ordering::Acquire) != others {
         if timer::now() > deadline {
             return Err("another vCPU was not done in thirty seconds");
         }
         timers::sleep(10);
     }
     Ok(())
+}
+
+/// Turns the other vCPUs on; returns how many there are.
+fn start_others(info: &BootInfo) -> Result<u64, &'static str> {
+    let others = 1..info.cpus.min(guest_rt::MAX_CPUS) as u64;
+    for cpu in others.clone() {
+        psci::cpu_on(info.conduit, cpu, CONTEXT + cpu).map_err(|_| "CPU_ON was refused")?;
+    }
+    Ok(others.end - others.start)
 }
 
 fn secondary(context_id: u64) -> ! {
@@ -85,6 +98,9 @@ fn secondary(context_id: u64) -> ! {
 fn secondary_checks(cpu: u64, context_id: u64) -> Result<(), &'static str> {
     if context_id == CONTEXT + cpu {
         gic::init_cpu()?;
+        if storm::is_wanted() {
+            return storm::send();
+        }
         // Comes back as another call of `secondary`, with another context.
         firmware::power_down(firmware::WOKEN + cpu)?;
     }

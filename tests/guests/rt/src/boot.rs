@@ -39,6 +39,8 @@ pub struct BootInfo {
     pub fp: Option<u64>,
     /// Whether the command line says `rtc`: the guest has the machine's real-time clock.
     pub rtc: bool,
+    /// Value of `storm=N` in the command line: how many seconds a storm of interrupts lasts.
+    pub storm: Option<u64>,
     /// Value of `cases=N` in the command line: how many cases of each kind a hostile guest tries.
     pub cases: Option<u64>,
     /// Value of `seed=N` in the command line: where its random numbers start.
@@ -125,6 +127,7 @@ pub unsafe fn parse(address: u64) -> Result<BootInfo, &'static str> {
         closed: flag("closed"),
         fp: number("fp"),
         rtc: flag("rtc"),
+        storm: number("storm"),
         cases: number("cases"),
         seed: number("seed"),
         serve: number("serve"),

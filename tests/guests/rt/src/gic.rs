@@ -72,6 +72,16 @@ pub fn ring(index: usize) {
     let _ = GicCpuInterface::send_sgi(DOORBELL, target, SgiTargetGroup::CurrentGroup1);
 }
 
+/// Sends SGI `intid`, below 16, to all other vCPUs.
+pub fn broadcast(intid: u32) {
+    // Fails only for an INTID that is not an SGI.
+    let _ = GicCpuInterface::send_sgi(
+        IntId::sgi(intid.min(15)),
+        SgiTarget::All,
+        SgiTargetGroup::CurrentGroup1,
+    );
+}
+
 /// Waits until this vCPU has taken `count` SGIs of [`ring`] in all, in WFI if `asleep`.
 pub fn wait_for_rings(count: u64, asleep: bool) {
     let rings = &DOORBELLS[cpu_index()];
