@@ -77,6 +77,13 @@ pub(crate) fn restore() {
     unmask();
 }
 
+/// UART settings with which output goes out: not looped back to the receiver.
+pub(crate) fn restore_uart() {
+    const UARTCR: u64 = 0x30;
+    const TRANSMIT_AND_ENABLE: u32 = 1 << 8 | 1;
+    store(UART + UARTCR, TRANSMIT_AND_ENABLE);
+}
+
 /// Turns everything off that could still interrupt.
 pub(crate) fn quiet() {
     write!("cntv_ctl_el0", 0);

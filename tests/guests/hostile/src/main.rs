@@ -241,7 +241,13 @@ fn within_ten_seconds(what: &str, mut done: impl FnMut() -> bool) {
 
 fn start_console() {
     uart::init();
-    console::set_sink(uart::write);
+    console::set_sink(say);
+}
+
+/// Writes to the UART, whatever a case has done to its settings.
+fn say(text: &str) {
+    interrupts::restore_uart();
+    uart::write(text);
 }
 
 #[panic_handler]
