@@ -426,4 +426,6 @@ fn protocol(what: &'static str) -> Response {
 mod virtio;
 
 #[cfg(test)]
+mod fuzz_tests;
+#[cfg(test)]
 mod tests;
