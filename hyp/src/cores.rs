@@ -65,6 +65,13 @@ pub fn is_online(index: usize) -> bool {
     online_mask() >> index & 1 != 0
 }
 
+/// Whether this core is to see to what core `index` has planned: it is that core, or that one has
+/// stopped.
+#[must_use]
+pub fn is_for_this(index: usize) -> bool {
+    index == crate::arch::percpu::core_index() || !is_online(index)
+}
+
 /// Cores that are up and work: one bit per index.
 #[must_use]
 pub fn online_mask() -> u32 {

@@ -327,6 +327,57 @@ pub fn set_ppis_active(mask: u32, active: bool) {
     });
 }
 
+/// Which of a core's own interrupts (INTID 0 to 31, one bit each) are enabled and active.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PrivateState {
+    /// Enabled ones.
+    pub enabled: u32,
+    /// Active ones.
+    pub active: u32,
+}
+
+/// The state of this core's own interrupts.
+#[must_use]
+pub fn private_state() -> PrivateState {
+    REDISTRIBUTOR.with(|slot| {
+        let Some(mut registers) = slot.as_mut().map(UniqueMmioPointer::reborrow) else {
+            return PrivateState::default();
+        };
+        let mut sgi = field!(registers, sgi);
+        PrivateState {
+            enabled: field!(sgi, isenabler).split()[0].read(),
+            active: field!(sgi, isactiver).split()[0].read(),
+        }
+    })
+}
+
+/// Which shared interrupts are enabled and active: bit `n` of word `m` is INTID `32 * m + n`, and the
+/// first word stays zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SharedState {
+    /// Enabled ones.
+    pub enabled: [u32; 32],
+    /// Active ones.
+    pub active: [u32; 32],
+}
+
+/// The state of the shared interrupts.
+#[must_use]
+pub fn shared_state() -> SharedState {
+    let mut state = SharedState::default();
+    let Some(controller) = CONTROLLER.get() else { return state };
+    let mut registers = controller.distributor.lock();
+    let enabled = field!(registers, isenabler).split();
+    for (to, from) in state.enabled.iter_mut().zip(enabled).skip(1) {
+        *to = from.read();
+    }
+    let active = field!(registers, isactiver).split();
+    for (to, from) in state.active.iter_mut().zip(active).skip(1) {
+        *to = from.read();
+    }
+    state
+}
+
 /// Routes a shared interrupt (INTID 32 to 1019) to this core and enables or disables it.
 ///
 /// # Errors

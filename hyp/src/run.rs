@@ -16,7 +16,8 @@ use crate::vm::output::{self, VmConsole};
 use crate::vm::peers::VmPeers;
 use crate::vm::stats::Life;
 use crate::vm::vcpu::{self, Kind, MAX_ENTITIES, Vcpu, VcpuSlot};
-use crate::vm::{End, Reason, Vm, lifecycle, passthrough, selftest};
+use crate::vm::watchdog::{self, VmWatchdog};
+use crate::vm::{Reason, Vm, audit, lifecycle, passthrough, selftest};
 use core::sync::atomic::Ordering;
 use mm::Ipa;
 use mm::stage2::{VmidAllocator, VmidBits};
@@ -51,12 +52,15 @@ pub fn enter() -> ! {
     tlb::unload();
     crate::vm::build::load_translation_control();
     smc::begin_counting();
+    audit::begin_core();
     loop {
         irq::poll(|source| take_host_interrupt(source).1);
         monitor::work();
         let more_work = lifecycle::work();
+        audit::check_core();
         selftest::work();
         output::work();
+        watchdog::work();
         kick(vcpu::wake_due(timer::now_ns()));
         smc::scheduling_point();
         let pick = SCHEDULER.lock().pick(core, timer::now_ns());
@@ -79,7 +83,11 @@ pub fn enter() -> ! {
 
 /// Arms this core's timer for the scheduler's deadline or the next thing that is planned.
 fn arm(deadline: Option<u64>) {
-    match [deadline, vcpu::next_wake(), output::next_check()].into_iter().flatten().min() {
+    match [deadline, vcpu::next_wake(), output::next_check(), watchdog::next_check()]
+        .into_iter()
+        .flatten()
+        .min()
+    {
         Some(at) => timer::arm(at),
         None => timer::disarm(),
     }
@@ -252,6 +260,7 @@ fn with_context<R>(vm: &'static Vm, f: impl FnOnce(&mut Context<'_>) -> R) -> (R
         entropy: &MachineEntropy,
         disks: &VmDisks(vm),
         peers: &mut peers,
+        countdown: &VmWatchdog(vm),
     });
     (result, peers.pick_anew)
 }
@@ -327,25 +336,25 @@ fn answer(vcpu: &mut Vcpu, slot: &VcpuSlot, resume: &Resume) -> Flow {
                     if wake(vm, target) { Flow::Leave(Stop::Preempted) } else { Flow::Again }
                 }
                 Ok(()) => Flow::Again,
-                Err(error) => stop_vm(vm, End::Stopped(Reason::new(format_args!("{error}")))),
+                Err(error) => fail(vm, Reason::new(format_args!("{error}"))),
             }
         }
         Resume::SystemOff => {
             let failure = vm.services.lock().as_ref().and_then(VmServices::reported_failure);
-            stop_vm(
-                vm,
-                failure.map_or(End::Off, |code| {
-                    End::Stopped(Reason::new(format_args!("the guest reported failure {code}")))
-                }),
-            )
+            match failure {
+                None => lifecycle::turn_off(vm),
+                Some(code) => {
+                    let reason = Reason::new(format_args!("the guest reported failure {code}"));
+                    lifecycle::fail(vm, reason);
+                }
+            }
+            Flow::Leave(Stop::Exited)
         }
         Resume::SystemReset => {
-            stop_vm(vm, End::Stopped(Reason::new(format_args!("the guest asked for a reset"))))
+            lifecycle::reset(vm, "the guest asked for a reset");
+            Flow::Leave(Stop::Exited)
         }
-        Resume::Stop(ref reason) => {
-            let reason = lifecycle::explain(vm, reason);
-            stop_vm(vm, End::Stopped(reason))
-        }
+        Resume::Stop(ref reason) => fail(vm, lifecycle::explain(vm, reason)),
         Resume::RipasAccept => change_ripas(vcpu),
         _ => Flow::Again,
     }
@@ -359,12 +368,12 @@ fn change_ripas(vcpu: &mut Vcpu) -> Flow {
     match rec.change_ripas(vm) {
         Ok(true) => Flow::Again,
         Ok(false) => Flow::Leave(Stop::Preempted),
-        Err(error) => stop_vm(vm, End::Stopped(Reason::new(format_args!("{error}")))),
+        Err(error) => fail(vm, Reason::new(format_args!("{error}"))),
     }
 }
 
-fn stop_vm(vm: &'static Vm, end: End) -> Flow {
-    lifecycle::stop(vm, end);
+fn fail(vm: &'static Vm, reason: Reason) -> Flow {
+    lifecycle::fail(vm, reason);
     Flow::Leave(Stop::Exited)
 }
 

@@ -8,7 +8,11 @@ pub const HELP: &[&str] = &[
     "vm list                   the VMs and what they are doing",
     "vm show NAME              one VM with its vCPUs and exits",
     "vm pause|resume NAME      keep its vCPUs from running; let them run on",
-    "vm stop NAME              power it off",
+    "vm stop NAME              power it off; it can be started again",
+    "vm start NAME             run it, built anew",
+    "vm restart NAME           stop it and start it again",
+    "vm create NAME            build it, and do not run it yet",
+    "vm destroy NAME           power it off for good: the scenario does not wait for it",
     "console NAME              attach the terminal to its console",
     "cpu                       cores and what they run",
     "mem                       physical memory by use",
@@ -25,25 +29,20 @@ pub const HELP: &[&str] = &[
 pub enum VmAction {
     /// Say what there is to say about it.
     Show,
+    /// Build it if it is not, and run it.
+    Start,
     /// Keep its vCPUs from running.
     Pause,
     /// End a pause.
     Resume,
     /// Power it off.
     Stop,
-}
-
-impl VmAction {
-    /// What is said of a VM to which it was done.
-    #[must_use]
-    pub const fn past(self) -> &'static str {
-        match self {
-            Self::Show => "shown",
-            Self::Pause => "paused",
-            Self::Resume => "resumed",
-            Self::Stop => "stopping",
-        }
-    }
+    /// Stop it and start it again.
+    Restart,
+    /// Build it.
+    Create,
+    /// Power it off for good.
+    Destroy,
 }
 
 /// A command.
@@ -137,9 +136,13 @@ fn vm<'a>(words: &mut impl Iterator<Item = &'a str>) -> Result<Command<'a>, Pars
     let action = match words.next().ok_or(ParseError::Missing("what to do"))? {
         "list" => return Ok(Command::List),
         "show" => VmAction::Show,
+        "start" => VmAction::Start,
         "pause" => VmAction::Pause,
         "resume" => VmAction::Resume,
         "stop" => VmAction::Stop,
+        "restart" => VmAction::Restart,
+        "create" => VmAction::Create,
+        "destroy" => VmAction::Destroy,
         other => return Err(ParseError::UnknownAction(other)),
     };
     Ok(Command::Vm(action, name(words)?))
@@ -169,6 +172,10 @@ mod tests {
             ("vm pause x", Command::Vm(VmAction::Pause, "x")),
             ("vm resume x", Command::Vm(VmAction::Resume, "x")),
             ("vm stop x", Command::Vm(VmAction::Stop, "x")),
+            ("vm start a-1", Command::Vm(VmAction::Start, "a-1")),
+            ("vm restart x", Command::Vm(VmAction::Restart, "x")),
+            ("vm create x", Command::Vm(VmAction::Create, "x")),
+            ("vm destroy x", Command::Vm(VmAction::Destroy, "x")),
             ("console x", Command::Console("x")),
             ("cpu", Command::Cpu),
             ("mem", Command::Memory),

@@ -3,9 +3,10 @@
 //! # Protocol
 //!
 //! ```text
-//! Idle -> Running -> Stopping -> Reaping -> Ended
-//!            ^                      |
-//!            +----- built again ----+
+//! Idle -> Built -> Running -> Stopping -> Reaping -> Ended
+//!          ^ |                 ^           | ^         |
+//!          | +---- stop -------+           | +- revive +
+//!          +------------- built again -----+
 //! ```
 //!
 //! Every change of phase that concerns entities is made under the scheduler's lock, which is why the
@@ -34,18 +35,21 @@ use crate::{CoreId, CoreSet, EntityId, Scheduler, State};
 pub enum Phase {
     /// Nobody uses this VM, or it is not built yet.
     Idle,
+    /// All its parts are there, and it has not run.
+    Built,
     /// Its vCPUs may run.
     Running,
     /// Its vCPUs must not enter the guest again; those inside are leaving.
     Stopping,
-    /// One core takes it apart, and may build it again.
+    /// It is taken apart, or built again.
     Reaping,
     /// It is gone, and what is left is its record.
     Ended,
 }
 
 impl Phase {
-    const ALL: [Self; 5] = [Self::Idle, Self::Running, Self::Stopping, Self::Reaping, Self::Ended];
+    const ALL: [Self; 6] =
+        [Self::Idle, Self::Built, Self::Running, Self::Stopping, Self::Reaping, Self::Ended];
 }
 
 /// Phase and vCPUs of one VM of at most `VCPUS` vCPUs, as all cores see them.
@@ -121,17 +125,40 @@ impl<const VCPUS: usize> Lifecycle<VCPUS> {
         }
     }
 
-    /// Lets the VM run, from the vCPU `boot` on. Returns the cores to kick.
+    /// Notes that all parts of the VM are there. Only for who builds it.
+    pub fn ready(&self) {
+        self.set_phase(Phase::Built);
+    }
+
+    /// Lets the VM run, from the vCPU `boot` on. Returns the cores to kick; `None` if it is not
+    /// [`Phase::Built`], so that nothing was changed.
     #[must_use = "cores that are not kicked do not notice the vCPU"]
     pub fn start<const CORES: usize, const ENTITIES: usize>(
         &self,
         scheduler: &mut Scheduler<CORES, ENTITIES>,
         boot: usize,
         now: u64,
-    ) -> CoreSet {
+    ) -> Option<CoreSet> {
+        if self.phase() != Phase::Built {
+            return None;
+        }
         self.paused.store(false, Ordering::Relaxed);
         self.set_phase(Phase::Running);
-        self.wake(scheduler, boot, now)
+        Some(self.wake(scheduler, boot, now))
+    }
+
+    /// Hands a VM of which nothing is there to the cores that take VMs apart and build them. `false` if it
+    /// is something else, so that nothing was changed. The scheduler's lock keeps others from doing the same.
+    #[must_use]
+    pub fn revive<const CORES: usize, const ENTITIES: usize>(
+        &self,
+        _scheduler: &mut Scheduler<CORES, ENTITIES>,
+    ) -> bool {
+        if !matches!(self.phase(), Phase::Idle | Phase::Ended) {
+            return false;
+        }
+        self.set_phase(Phase::Reaping);
+        true
     }
 
     /// Whether the VM is suspended by [`Self::pause`].
@@ -187,13 +214,13 @@ impl<const VCPUS: usize> Lifecycle<VCPUS> {
     }
 
     /// Stops the VM: no vCPU of it is picked any more, and none enters the guest again. Returns the cores
-    /// to kick; `None` if it does not run, so that nothing was changed.
+    /// to kick; `None` if it neither runs nor could, so that nothing was changed.
     #[must_use = "a core that is not kicked stays in the guest"]
     pub fn stop<const CORES: usize, const ENTITIES: usize>(
         &self,
         scheduler: &mut Scheduler<CORES, ENTITIES>,
     ) -> Option<CoreSet> {
-        if self.phase() != Phase::Running {
+        if !matches!(self.phase(), Phase::Running | Phase::Built) {
             return None;
         }
         self.set_phase(Phase::Stopping);

@@ -327,6 +327,12 @@ impl<const CORES: usize, const ENTITIES: usize> Scheduler<CORES, ENTITIES> {
             || this.queue.top().is_some_and(|top| top > entity.params.priority)
     }
 
+    /// Number of entities.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.entities.iter().filter(|entity| entity.phase != Phase::Vacant).count()
+    }
+
     /// State of an entity; `None` if there is none of this number.
     #[must_use]
     pub fn state(&self, entity: EntityId) -> Option<State> {

@@ -39,11 +39,12 @@ mod uart;
 pub mod vgic;
 pub mod virtio;
 pub mod vm;
+pub mod watchdog;
 
 pub use exit::{Exit, Resume};
 pub use ids::{MAX_VCPUS, VcpuId, VcpuSet};
 pub use traits::{
-    ConsoleSink, DiskError, Disks, Entropy, EntropyError, GuestMemory, MemoryFault, NicId, Peers,
-    VirtualIrq,
+    ConsoleSink, Countdown, DiskError, Disks, Entropy, EntropyError, GuestMemory, MemoryFault,
+    NicId, Peers, VirtualIrq,
 };
 pub use vm::{Response, VmServices};

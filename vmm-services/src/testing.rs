@@ -4,6 +4,7 @@ use crate::MemoryFault;
 use crate::crc32;
 use crate::fdt::{Fdt, FdtWriter};
 use crate::manifest::names::*;
+use std::cell::Cell;
 use std::string::{String, ToString};
 use std::vec;
 use std::vec::Vec;
@@ -343,6 +344,20 @@ impl crate::GuestMemory for Ram {
         let range = self.range(ipa, data.len())?;
         self.0.borrow_mut()[range].copy_from_slice(data);
         Ok(())
+    }
+}
+
+/// A countdown that stands still.
+#[derive(Debug, Default)]
+pub(crate) struct Timer(pub(crate) Cell<u32>);
+
+impl crate::Countdown for Timer {
+    fn restart(&self, ms: u32) {
+        self.0.set(ms);
+    }
+
+    fn remaining_ms(&self) -> u32 {
+        self.0.get()
     }
 }
 

@@ -79,6 +79,15 @@ pub trait VirtualIrq {
     fn set_level(&mut self, intid: u32, high: bool);
 }
 
+/// The time that a VM's watchdog has left.
+pub trait Countdown {
+    /// Begins anew: in `ms` milliseconds the VM is restarted, unless this is called again.
+    fn restart(&self, ms: u32);
+
+    /// Milliseconds that are left.
+    fn remaining_ms(&self) -> u32;
+}
+
 /// Where the console output of a VM goes.
 ///
 /// Usually output comes one line at a time, without line end, in printable bytes: control characters

@@ -12,10 +12,13 @@ use crate::layout;
 use crate::manifest::{Conversions, Placement, VirtioDevice};
 use crate::psci::PowerState;
 use crate::smccc;
-use crate::traits::{ConsoleSink, Disks, Entropy, GuestMemory, Peers, SharedAlias, VirtualIrq};
+use crate::traits::{
+    ConsoleSink, Countdown, Disks, Entropy, GuestMemory, Peers, SharedAlias, VirtualIrq,
+};
 use crate::uart::Pl011;
 use crate::vgic::{SgiGroup, Vgic, VgicConfig};
 use crate::virtio::{Model, Transport};
+use crate::watchdog::{self, Watchdog};
 use arrayvec::ArrayVec;
 use mm::{Ipa, PAGE_SIZE};
 
@@ -37,6 +40,8 @@ pub struct ServicesConfig<'a> {
     /// Whether there is flash at [`layout::FLASH`]: erased, so that it reads as ones, and write
     /// protected. U-Boot for QEMU's `virt` looks for its environment there.
     pub flash: bool,
+    /// Longest time in milliseconds that the VM may leave its watchdog alone, if it has one.
+    pub watchdog_ms: Option<u32>,
     /// Virtio devices, by slot; those beyond [`layout::MAX_VIRTIO`] are left out.
     pub virtio: &'a [VirtioDevice],
     /// Its ends of channels to other VMs; those beyond [`layout::MAX_VM_CHANNELS`] are left out.
@@ -55,6 +60,8 @@ pub struct Context<'a> {
     pub disks: &'a dyn Disks,
     /// Other VMs.
     pub peers: &'a mut dyn Peers,
+    /// The time that its watchdog has left.
+    pub countdown: &'a dyn Countdown,
 }
 
 impl Context<'_> {
@@ -66,6 +73,7 @@ impl Context<'_> {
             entropy: self.entropy,
             disks: self.disks,
             peers: self.peers,
+            countdown: self.countdown,
         }
     }
 }
@@ -118,6 +126,7 @@ pub struct VmServices {
     power: PowerState,
     uart: Option<PlacedUart>,
     flash: bool,
+    watchdog: Option<Watchdog>,
     virtio: ArrayVec<Transport, { layout::MAX_VIRTIO }>,
     channels: Endpoints,
     console: LineBuffer,
@@ -139,6 +148,7 @@ impl VmServices {
             vgic,
             uart: config.uart.map(|place| PlacedUart { place, device: Pl011::new(), polls: 0 }),
             flash: config.flash,
+            watchdog: config.watchdog_ms.map(Watchdog::new),
             virtio: Model::all(config.virtio).map(Transport::new).collect(),
             channels: config.channels.iter().copied().take(layout::MAX_VM_CHANNELS).collect(),
             console: LineBuffer::default(),
@@ -269,7 +279,13 @@ impl VmServices {
         }
         let mut args: [u64; CALL_REGISTERS] = core::array::from_fn(|index| registers[index]);
         args[0] = function.into();
-        let resume = smccc::call(&mut self.power, vcpu, &args, context);
+        let [_, first, second, ..] = args;
+        let resume = match &mut self.watchdog {
+            Some(watchdog) if function == watchdog::CALL => {
+                watchdog.call(first, second, context.countdown)
+            }
+            _ => smccc::call(&mut self.power, vcpu, &args, context),
+        };
         if let Resume::CpuOn { target, .. } = resume {
             self.vgic.power_on(target);
         }

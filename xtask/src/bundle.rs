@@ -224,6 +224,12 @@ fn vm_node(vm: &Vm, placed: &BTreeMap<PathBuf, Placed>, switches: &[String]) -> 
     if let Some(repeat) = vm.repeat {
         set(&mut node, names::REPEAT, repeat);
     }
+    if let Some(resets) = vm.max_resets {
+        set(&mut node, names::MAX_RESETS, resets);
+    }
+    if let Some(ms) = vm.watchdog_ms {
+        set(&mut node, names::WATCHDOG_MS, ms);
+    }
     set(&mut node, names::EXPECT, vm.expect.name());
     if let Some(reason) = &vm.expect_reason {
         set(&mut node, names::EXPECT_REASON, reason.as_str());

@@ -20,6 +20,8 @@ fn vm(name: &str, expect: Expect, reason: Option<&str>) -> Vm {
         virtio: Vec::new(),
         passthrough: Vec::new(),
         repeat: None,
+        max_resets: None,
+        watchdog_ms: None,
         expect,
         expect_reason: reason.map(str::to_owned),
         hash: Hash::Sha256,

@@ -1,5 +1,5 @@
 //! The Linux guest: Debian's arm64 cloud kernel, unpacked, and an initial RAM file system made of
-//! Debian's static busybox, the kernel's modules for virtio devices, and a script.
+//! Debian's static busybox, the kernel's modules for virtio devices, and a script. And U-Boot.
 
 use std::fs;
 use std::io::Write;
@@ -47,6 +47,7 @@ const APPLETS: &[&str] = &[
     "nc",
     "head",
     "sha256sum",
+    "watchdog",
 ];
 
 /// What [`INIT`] runs when it is told to.
@@ -62,6 +63,7 @@ const MODULES: &[&str] = &[
     "net/core/failover",
     "drivers/net/net_failover",
     "drivers/net/virtio_net",
+    "drivers/watchdog/arm_smc_wdt",
 ];
 
 /// The guest kernel, a raw arm64 `Image`.
@@ -72,6 +74,11 @@ pub(crate) fn kernel(project: &Project) -> PathBuf {
 /// The initial RAM file system, gzip-compressed.
 pub(crate) fn initramfs(project: &Project) -> PathBuf {
     project.setup_dir().join("guest/initramfs.cpio.gz")
+}
+
+/// U-Boot for QEMU's `virt` machine, to be entered at its first byte.
+pub(crate) fn u_boot(project: &Project) -> PathBuf {
+    project.setup_dir().join("guest/u-boot.bin")
 }
 
 /// Folder of the modules, unpacked. Not there for a kernel that was placed by hand.
@@ -89,7 +96,9 @@ pub(crate) fn setup(project: &Project, debian: Option<&Debian>) -> Result<String
     let folder = project.setup_dir().join("guest");
     let version_file = folder.join("kernel-version");
     fs::create_dir_all(&folder)?;
-    let without_modules = version_file.exists() && !modules(project).exists();
+    let module_is_missing =
+        MODULES.iter().any(|module| !module_file(&modules(project), module).exists());
+    let without_modules = version_file.exists() && module_is_missing;
     if !kernel(project).exists() || without_modules {
         let debian = require_debian(debian, "the guest kernel", &kernel(project))?;
         let apt = debian.guest_apt(project)?;
@@ -112,8 +121,21 @@ pub(crate) fn setup(project: &Project, debian: Option<&Debian>) -> Result<String
         write_atomically(&busybox(project), &fs::read(program)?)?;
         fs::remove_dir_all(unpacked)?;
     }
+    setup_u_boot(project, debian)?;
     write_initramfs(project)?;
     version(project).context("the guest kernel vanished")
+}
+
+/// Brings U-Boot where Debian's archive is at hand; elsewhere its scenarios find no image.
+fn setup_u_boot(project: &Project, debian: Option<&Debian>) -> Result<()> {
+    let Some(debian) = debian.filter(|_| !u_boot(project).exists()) else { return Ok(()) };
+    let folder = project.setup_dir().join("guest");
+    let (unpacked, _) = debian.guest_apt(project)?.unpack("u-boot-qemu", &folder)?;
+    let program = unpacked.join("usr/lib/u-boot/qemu_arm64/u-boot.bin");
+    let program = fs::read(program).context("u-boot-qemu holds no U-Boot for arm64")?;
+    write_atomically(&u_boot(project), &program)?;
+    fs::remove_dir_all(unpacked)?;
+    Ok(())
 }
 
 /// Version of the guest kernel that is here.

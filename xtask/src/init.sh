@@ -8,8 +8,8 @@
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev 2>/dev/null
-for node in /proc/device-tree/virtio_mmio@*; do
-    [ -e "$node" ] || break
+for node in /proc/device-tree/virtio_mmio@* /proc/device-tree/watchdog; do
+    [ -e "$node" ] || continue
     for module in $(cat /lib/modules/order); do
         insmod "/lib/modules/$module" || echo "init: no module $module"
     done
@@ -17,6 +17,10 @@ for node in /proc/device-tree/virtio_mmio@*; do
 done
 # A console that came with the modules was not there yet when the kernel opened it for this process.
 [ -e /proc/self/fd/1 ] || exec </dev/console >/dev/console 2>&1
+if [ -e /dev/watchdog0 ]; then
+    watchdog -t 1 /dev/watchdog0
+    echo "init: watchdog of $(cat /sys/class/watchdog/watchdog0/timeout) s"
+fi
 cpus=$(grep -c ^processor /proc/cpuinfo)
 echo "init: user space reached: Linux $(uname -r), $cpus CPU, $(grep MemTotal /proc/meminfo)"
 linger=0

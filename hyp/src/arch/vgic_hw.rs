@@ -129,6 +129,12 @@ pub fn disable() {
     super::cpu::isb();
 }
 
+/// Whether the virtual CPU interface is on.
+#[must_use]
+pub fn is_enabled() -> bool {
+    read_sysreg!("ich_hcr_el2") & ENABLE != 0
+}
+
 /// Reads back after exit what the guest did with the list registers that were loaded.
 pub fn store(image: &mut LrImage) {
     for (index, lr) in image.lrs.iter_mut().enumerate().take(image.used.min(MAX_LRS)) {

@@ -4,8 +4,9 @@ use super::{attach, help, trace};
 use crate::arch::layout::MAX_CORES;
 use crate::memory::ledger;
 use crate::run::SCHEDULER;
+use crate::vm::lifecycle::{self, Next};
 use crate::vm::stats::{Cause, Milliseconds};
-use crate::vm::{self, End, Reason, Vm, lifecycle, vcpu};
+use crate::vm::{self, Vm, vcpu};
 use crate::{cores, irq, print, println};
 use core::sync::atomic::Ordering;
 use mm::PAGE_SIZE;
@@ -47,18 +48,16 @@ fn act(action: VmAction, vm: &'static Vm) {
             show(vm);
             return;
         }
+        VmAction::Start => lifecycle::launch(vm) || lifecycle::bring_back(vm, Next::Run),
+        VmAction::Create => lifecycle::bring_back(vm, Next::Build),
         VmAction::Pause => lifecycle::pause(vm),
         VmAction::Resume => lifecycle::resume(vm),
-        VmAction::Stop => {
-            let reason = Reason::new(format_args!("the operator stopped it"));
-            lifecycle::stop(vm, End::Stopped(reason))
-        }
+        VmAction::Stop => lifecycle::hold(vm),
+        VmAction::Restart => lifecycle::restart(vm) || lifecycle::bring_back(vm, Next::Run),
+        VmAction::Destroy => lifecycle::destroy(vm),
     };
-    if done {
-        println!("vm {}: {}", vm.name(), action.past());
-    } else {
-        println!("vm {}: it is {}", vm.name(), vm.state());
-    }
+    let but = if done { "" } else { "nothing to do, it is " };
+    println!("vm {}: {but}{}", vm.name(), vm.state());
 }
 
 fn list() {

@@ -5,7 +5,7 @@
 //! devices and memory of the VM are not touched again; granules whose owner is in doubt stay
 //! accounted to it.
 
-use super::{End, Reason, Space, Vm, lifecycle, vcpu};
+use super::{Reason, Space, Vm, lifecycle, vcpu};
 use crate::arch::percpu::core_index;
 use crate::arch::{timer, tlb, vgic_hw};
 use crate::run::{self, SCHEDULER};
@@ -61,7 +61,7 @@ pub fn this_core(what: &str) -> Result<&'static Vm, Obstacle> {
     }
     let core = core_index();
     // First, so that its vCPUs on other cores leave instead of using what is discarded below.
-    lifecycle::stop(vm, End::Stopped(Reason::new(format_args!("{what} on core {core}"))));
+    lifecycle::fail(vm, Reason::new(format_args!("{what} on core {core}")));
     leave_guest();
     break_locks(vm);
     retire();
@@ -125,7 +125,7 @@ fn retire() {
         let affinity =
             vm.spec().and_then(|spec| spec.affinity).map_or(CoreSet::ALL, CoreSet::from_bits);
         if affinity.intersection(left).is_empty() {
-            lifecycle::stop(vm, End::Stopped(Reason::new(format_args!("its cores have stopped"))));
+            lifecycle::fail(vm, Reason::new(format_args!("its cores have stopped")));
         }
     }
     // Some core has to take the stopped VMs apart, even if it had nothing to do.

@@ -5,7 +5,7 @@ use super::normal::NormalVcpu;
 use super::realm::{Construction, Image};
 use super::rec::RecVcpu;
 use super::vcpu::{self, Kind, Vcpu};
-use super::{Reason, Space, Vm, channel, disks, lifecycle, net, passthrough};
+use super::{Reason, Space, Vm, channel, disks, lifecycle, net, passthrough, watchdog};
 use crate::arch::smc::Smc;
 use crate::arch::sysreg::{read_sysreg, write_sysreg};
 use crate::arch::{cpu, timer, tlb, vgic_hw};
@@ -92,6 +92,7 @@ pub fn start_all() {
     }
     for (vm, built) in super::all().iter().zip(built) {
         if built {
+            vm.life.ready();
             start(vm);
         }
     }
@@ -176,7 +177,6 @@ fn connect(vm: &'static Vm) -> Result<(), Reason> {
 fn finish(vm: &Vm) {
     let granules = crate::memory::ledger().census_of(vm.owner()).total();
     vm.stats.note_granules(granules);
-    vm.rounds.fetch_add(1, Ordering::Relaxed);
     log::info!("vm {}: built, {granules} granules", vm.name());
 }
 
@@ -195,14 +195,18 @@ fn with_image<R>(
     work(&Image { spec, bundle, plan: &plan, fdt: &fdt })
 }
 
-/// Lets a VM that is built run.
-pub fn start(vm: &'static Vm) {
-    log::info!("vm {}: running", vm.name());
+/// Lets a VM that is built run; `false` if it is not built, or not any more.
+pub fn start(vm: &'static Vm) -> bool {
     if let Some(slot) = vm.entity(VcpuId::BOOT).and_then(vcpu::slot) {
         slot.status.set_on(true);
     }
     let kicks = vm.life.start(&mut SCHEDULER.lock(), VcpuId::BOOT.index(), timer::now_ns());
+    let Some(kicks) = kicks else { return false };
+    log::info!("vm {}: running", vm.name());
+    vm.starts.fetch_add(1, Ordering::Relaxed);
+    watchdog::start(vm);
     run::kick(kicks);
+    true
 }
 
 // Large temporaries: not to be on the stack together with those of a realm.
@@ -232,6 +236,7 @@ fn build_normal(vm: &'static Vm, image: &Image<'_>) -> Result<(), Reason> {
         conversions: Conversions::Any,
         uart: spec.devices.uart,
         flash: spec.devices.flash,
+        watchdog_ms: spec.watchdog_ms,
         virtio: &spec.devices.virtio,
         channels: &channel::endpoints(vm).collect::<Endpoints>(),
     };
@@ -282,6 +287,7 @@ fn equip_realm(
         conversions: spec.realm().map(|realm| realm.conversions).unwrap_or_default(),
         uart: spec.devices.uart,
         flash: spec.devices.flash,
+        watchdog_ms: spec.watchdog_ms,
         virtio: &spec.devices.virtio,
         channels: &channel::endpoints(vm).collect::<Endpoints>(),
     };

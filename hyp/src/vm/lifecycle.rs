@@ -1,8 +1,13 @@
-//! How a VM ends, and what happens then: taken apart, built once more, or recorded.
+//! How VMs start, stop, and start again.
+//!
+//! Whatever stops a VM says how it ended and what is to become of it; the cores do the rest in
+//! [`work`], step by step: take it apart, check that nothing is left, and build it again or end it.
 
 use super::output::VmConsole;
 use super::vcpu::{self, Kind, Vcpu};
-use super::{End, Reason, Space, Vm, build, channel, disks, net, passthrough};
+use super::{
+    End, Reason, Record, Space, Vm, audit, build, channel, disks, net, passthrough, watchdog,
+};
 use crate::arch::timer;
 use crate::run::{self, SCHEDULER};
 use arrayvec::ArrayVec;
@@ -20,15 +25,115 @@ pub fn expect(count: usize) {
     ALIVE.store(count as u32, Ordering::Release);
 }
 
-/// Stops `vm`: no vCPU enters the guest again, and a core takes it apart when all have left.
-/// The first reason given is the one that counts: `false` if it does not run any more.
-pub fn stop(vm: &'static Vm, end: End) -> bool {
-    let mut recorded = vm.end.lock();
+/// What is to become of a VM that is taken apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// It has ended.
+    End,
+    /// It has ended, but the machine stays on: an operator may start it again.
+    Hold,
+    /// It is built, and waits to be started.
+    Build,
+    /// It is built and runs.
+    Run,
+}
+
+/// Stops `vm`: no vCPU enters the guest again, and the cores take it apart when all have left. The
+/// first who stops it decides how it ended, if it has, and what is next: `false` for others, and for a
+/// VM that neither runs nor could.
+fn stop_for(vm: &'static Vm, end: Option<End>, next: Next) -> bool {
+    let mut record = vm.record.lock();
     let Some(kicks) = vm.life.stop(&mut SCHEDULER.lock()) else { return false };
-    *recorded = Some(end);
-    drop(recorded);
+    *record = Record { end, next };
+    drop(record);
     run::kick(kicks);
     true
+}
+
+/// Ends `vm` because it cannot go on.
+pub fn fail(vm: &'static Vm, reason: Reason) {
+    stop_for(vm, Some(End::Stopped(reason)), Next::End);
+}
+
+/// Ends `vm` because it has turned itself off, or starts its next round.
+pub fn turn_off(vm: &'static Vm) {
+    let rounds = vm.spec().map_or(1, |spec| spec.repeat);
+    let more = vm.rounds.load(Ordering::Relaxed).saturating_add(1) < rounds;
+    if stop_for(vm, Some(End::Off), if more { Next::Run } else { Next::End }) {
+        vm.rounds.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Starts `vm` again, because of `why`, or ends it if that has come too often.
+pub fn reset(vm: &'static Vm, why: &str) {
+    let allowed = vm.spec().map_or(0, |spec| spec.max_resets);
+    if vm.resets.load(Ordering::Relaxed) < allowed {
+        if stop_for(vm, None, Next::Run) {
+            let count = vm.resets.fetch_add(1, Ordering::Relaxed) + 1;
+            log::info!("vm {}: reset {count} of {allowed}: {why}", vm.name());
+        }
+    } else if allowed == 0 {
+        fail(vm, Reason::new(format_args!("{why}")));
+    } else {
+        fail(vm, Reason::new(format_args!("{why}, after {allowed} resets")));
+    }
+}
+
+/// Builds `vm`, of which nothing is there, and runs it if `next` says so. `false` if that is not so,
+/// or if the scenario is over.
+#[must_use]
+pub fn bring_back(vm: &'static Vm, next: Next) -> bool {
+    let mut record = vm.record.lock();
+    let held = record.next == Next::Hold;
+    if vm.phase() != Phase::Ended || !(held || unretire()) {
+        return false;
+    }
+    *record = Record { end: None, next };
+    let revived = vm.life.revive(&mut SCHEDULER.lock());
+    drop(record);
+    // Other cores may be asleep, and this one is about to look for work.
+    revived
+}
+
+/// Runs `vm`, which an operator has had built. `false` if it is not [`Phase::Built`].
+#[must_use]
+pub fn launch(vm: &'static Vm) -> bool {
+    if vm.phase() != Phase::Built {
+        return false;
+    }
+    build::start(vm)
+}
+
+/// Stops `vm` so that it can be started again. `false` if it does not run.
+#[must_use]
+pub fn hold(vm: &'static Vm) -> bool {
+    stop_for(vm, Some(by_operator()), Next::Hold)
+}
+
+/// Stops `vm` and starts it again. `false` if it does not run.
+#[must_use]
+pub fn restart(vm: &'static Vm) -> bool {
+    stop_for(vm, None, Next::Run)
+}
+
+/// Ends `vm` for good. `false` if it has ended.
+#[must_use]
+pub fn destroy(vm: &'static Vm) -> bool {
+    if stop_for(vm, Some(by_operator()), Next::End) {
+        return true;
+    }
+    let mut record = vm.record.lock();
+    let held = record.next == Next::Hold && vm.phase() == Phase::Ended;
+    if held {
+        record.next = Next::End;
+        drop(record);
+        retire();
+    }
+    held
+}
+
+fn by_operator() -> End {
+    End::Stopped(Reason::new(format_args!("the operator stopped it")))
 }
 
 /// Keeps the vCPUs of `vm` from running until [`resume`]; its time goes on. `false` if it does not run.
@@ -45,12 +150,10 @@ pub fn resume(vm: &'static Vm) -> bool {
     kicks.map(run::kick).is_some()
 }
 
-/// Records that `vm` could not be built.
+/// Records that `vm` could not be built, and ends it.
 pub fn refuse(vm: &'static Vm, reason: Reason) {
-    log::error!("vm {}: refused: {reason}", vm.name());
-    *vm.end.lock() = Some(End::Refused(reason));
-    vm.life.end();
-    retire();
+    *vm.record.lock() = Record { end: Some(End::Refused(reason)), next: Next::End };
+    end(vm);
 }
 
 /// Time after which a core that runs a vCPU comes back to go on with [`work`].
@@ -87,46 +190,46 @@ fn step(vm: &'static Vm) {
         true => build::advance(vm),
         false if !demolish(vm) => return,
         false => {
-            let left = crate::memory::ledger().census_of(vm.owner());
-            if !left.is_empty() {
-                log::error!("vm {}: granules still accounted to it: {left}", vm.name());
-            }
-            if !is_to_repeat(vm) {
+            audit::after_stop(vm);
+            if matches!(vm.record.lock().next, Next::End | Next::Hold) {
                 end(vm);
                 return;
             }
-            *vm.end.lock() = None;
             build::begin(vm)
         }
     };
     match built {
-        Ok(true) => build::start(vm),
+        Ok(true) => {
+            let mut record = vm.record.lock();
+            record.end = None;
+            vm.life.ready();
+            let run = record.next == Next::Run;
+            drop(record);
+            if run {
+                build::start(vm);
+            }
+        }
         Ok(false) => {}
         Err(reason) => {
-            *vm.end.lock() = Some(End::Refused(reason));
+            *vm.record.lock() = Record { end: Some(End::Refused(reason)), next: Next::End };
             take_apart(vm);
         }
     }
 }
 
-fn is_to_repeat(vm: &Vm) -> bool {
-    matches!(*vm.end.lock(), Some(End::Off))
-        && vm.rounds.load(Ordering::Relaxed) < vm.spec().map_or(1, |spec| spec.repeat)
-}
-
 /// Ends `vm`, of which nothing is left.
 fn end(vm: &'static Vm) {
-    let refused = match &*vm.end.lock() {
-        Some(End::Refused(reason)) => Some(reason.clone()),
-        _ => None,
-    };
-    match refused {
-        Some(reason) => refuse(vm, reason),
-        None => {
-            log::info!("vm {}: destroyed", vm.name());
-            vm.life.end();
-            retire();
-        }
+    let record = vm.record.lock();
+    match &record.end {
+        Some(End::Refused(reason)) => log::error!("vm {}: refused: {reason}", vm.name()),
+        _ => log::info!("vm {}: destroyed", vm.name()),
+    }
+    // An operator who starts it again sees all of this, or nothing.
+    vm.life.end();
+    let next = record.next;
+    drop(record);
+    if next != Next::Hold {
+        retire();
     }
 }
 
@@ -149,6 +252,7 @@ pub fn demolish(vm: &'static Vm) -> bool {
 /// is left to be demolished ([`demolish`]).
 pub fn take_apart(vm: &'static Vm) {
     passthrough::release(vm);
+    watchdog::stop(vm);
     if let Some(mut services) = vm.services.lock().take() {
         services.flush_console(&mut VmConsole(vm));
     }
@@ -173,6 +277,12 @@ pub fn take_apart(vm: &'static Vm) {
         Space::Construction(construction) => Space::Demolition(construction.demolish()),
         demolition @ Space::Demolition(_) => demolition,
     };
+}
+
+/// One VM more to wait for; `false` if the last one has ended.
+fn unretire() -> bool {
+    let more = |alive: u32| if alive == 0 { None } else { alive.checked_add(1) };
+    ALIVE.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
 }
 
 /// One VM less to wait for; the last one ends the machine.

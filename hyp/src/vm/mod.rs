@@ -5,6 +5,7 @@
 //! vCPU, then services, then memory, then the scheduler, then the ledger.
 
 pub mod abandon;
+pub mod audit;
 pub mod build;
 pub mod channel;
 pub mod disks;
@@ -22,6 +23,7 @@ pub mod selftest;
 pub mod stats;
 pub mod summary;
 pub mod vcpu;
+pub mod watchdog;
 
 use crate::arch::layout::MAX_CORES;
 use crate::sync::{Lock, VmLock};
@@ -63,6 +65,14 @@ pub enum End {
     Stopped(Reason),
     /// It could not be built.
     Refused(Reason),
+}
+
+/// How a VM ended, and what is next.
+#[derive(Clone, Debug)]
+struct Record {
+    /// `None` while it has not ended.
+    end: Option<End>,
+    next: lifecycle::Next,
 }
 
 /// Why a VM was stopped or refused, cut to what fits.
@@ -129,7 +139,8 @@ pub struct Vm {
     index: u8,
     /// Its phase, and the scheduler's entities of its vCPUs.
     pub life: Lifecycle<MAX_VCPUS>,
-    end: Lock<Option<End>>,
+    /// How it ended, if it has, and what is next.
+    record: Lock<Record>,
     /// Device models, interrupt controller, power state.
     pub services: VmLock<Option<VmServices>>,
     /// Whether another VM has something for its devices.
@@ -144,8 +155,12 @@ pub struct Vm {
     residents: [AtomicU8; MAX_CORES],
     /// What it cost so far.
     pub stats: Stats,
-    /// How often it was built.
+    /// How often it turned itself off.
     rounds: AtomicU32,
+    /// How often it was started again for a reset, its own or its watchdog's.
+    resets: AtomicU32,
+    /// How often it was started.
+    starts: AtomicU32,
     /// Held by the core that takes it apart or builds it, for one step of that.
     work: Lock<()>,
 }
@@ -155,7 +170,7 @@ impl Vm {
         Self {
             index,
             life: Lifecycle::new(),
-            end: Lock::new(None),
+            record: Lock::new(Record { end: None, next: lifecycle::Next::End }),
             services: VmLock::new(None),
             called: AtomicBool::new(false),
             space: VmLock::new(Space::None),
@@ -164,6 +179,8 @@ impl Vm {
             residents: [const { AtomicU8::new(0) }; MAX_CORES],
             stats: Stats::new(),
             rounds: AtomicU32::new(0),
+            resets: AtomicU32::new(0),
+            starts: AtomicU32::new(0),
             work: Lock::new(()),
         }
     }
@@ -198,12 +215,16 @@ impl Vm {
     /// What it is doing, or how it ended, for reports.
     #[must_use]
     pub fn state(&self) -> &'static str {
-        match *self.end.lock() {
-            Some(End::Off) => "off",
-            Some(End::Stopped(_)) => "stopped",
-            Some(End::Refused(_)) => "refused",
-            None if self.life.is_paused() => "paused",
-            None => "running",
+        match (&self.record.lock().end, self.phase()) {
+            (_, Phase::Running) if self.life.is_paused() => "paused",
+            (_, Phase::Running) => "running",
+            (_, Phase::Built) => "built",
+            (_, Phase::Stopping) => "stopping",
+            (None, Phase::Reaping) => "building",
+            (Some(End::Off), _) => "off",
+            (Some(End::Stopped(_)), _) => "stopped",
+            (Some(End::Refused(_)), _) => "refused",
+            (None, _) => "not built",
         }
     }
 

@@ -4,7 +4,7 @@ use super::{MAX_VMS, Vm};
 use crate::arch::percpu::core_index;
 use crate::arch::timer;
 use crate::run::SCHEDULER;
-use crate::{console, monitor, println};
+use crate::{console, cores, monitor, println};
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use sched::State;
@@ -68,7 +68,7 @@ fn plan_check() {
 #[must_use]
 pub fn next_check() -> Option<u64> {
     let at = CHECK_AT.load(Ordering::Acquire);
-    (at != NEVER && WATCHER.load(Ordering::Relaxed) == core_index()).then_some(at)
+    (at != NEVER && cores::is_for_this(WATCHER.load(Ordering::Relaxed))).then_some(at)
 }
 
 /// Shows the unfinished lines of VMs that have fallen silent. Every core calls this between vCPUs.

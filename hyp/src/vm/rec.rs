@@ -1,7 +1,7 @@
 //! A vCPU of a realm: its registers are the RMM's, and we enter it by REC_ENTER.
 
 use super::realm;
-use super::{End, Reason, Space, Vm, lifecycle};
+use super::{Reason, Space, Vm, lifecycle};
 use crate::arch::smc::Smc;
 use crate::arch::vgic_hw::{self, VirtualInterface};
 use cca_host::{
@@ -164,7 +164,7 @@ impl RecVcpu {
 
     /// Stops a realm that cannot go on; its RECs leave their cores by the next look at its phase.
     fn fail(&self, vm: &'static Vm, what: &dyn fmt::Display) -> Exit {
-        lifecycle::stop(vm, End::Stopped(Reason::new(format_args!("{what}"))));
+        lifecycle::fail(vm, Reason::new(format_args!("{what}")));
         Exit::Interrupt
     }
 

@@ -1,7 +1,7 @@
 //! The report at the end: what became of each VM, what it cost, and whether all granules are back.
 
 use super::stats::{Cause, Life, Milliseconds};
-use super::{End, Vm};
+use super::{End, Vm, audit};
 use crate::arch::smc;
 use crate::{panic, println};
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +17,7 @@ static SELF_TEST_FAILED: AtomicBool = AtomicBool::new(false);
 /// Remembers the ledger as it is before the first VM.
 pub fn begin() {
     START.call_once(|| crate::memory::ledger().census());
+    audit::begin();
 }
 
 /// Makes the scenario fail: a self test did not find what it should.
@@ -34,7 +35,8 @@ pub fn finish() -> ! {
         println!("selftest: FAILED, no VM ran long enough to be tested");
         fail_self_test();
     }
-    let mut ok = granules_ok && !SELF_TEST_FAILED.load(Ordering::Relaxed);
+    let state_ok = audit::finish();
+    let mut ok = granules_ok && state_ok && !SELF_TEST_FAILED.load(Ordering::Relaxed);
     for (core, reason) in panic::stopped_cores() {
         println!("core {core} stopped: {reason}");
         ok = false;
@@ -76,6 +78,13 @@ fn table() {
         }
         println!();
     }
+    for vm in super::all() {
+        let starts = vm.starts.load(Ordering::Relaxed);
+        if starts > 1 {
+            let resets = vm.resets.load(Ordering::Relaxed);
+            println!("starts of {}: {starts}, of which {resets} after resets", vm.name());
+        }
+    }
     for vm in super::all().iter().filter(|vm| vm.kind() == "realm") {
         let calls = |life| vm.stats.rmi_calls(life);
         println!(
@@ -108,20 +117,20 @@ fn granules() -> bool {
 /// Prints the line that tools read for one VM; `true` if it ended as the scenario expects.
 fn verdict(vm: &Vm) -> bool {
     let Some(spec) = vm.spec() else { return false };
-    let end = vm.end.lock();
-    let reason = match &*end {
+    let record = vm.record.lock();
+    let reason = match &record.end {
         Some(End::Stopped(reason) | End::Refused(reason)) => reason.as_str(),
         _ => "",
     };
     let (expected, matches) = match spec.expect {
-        Expect::Off => ("off", matches!(*end, Some(End::Off))),
-        Expect::Stopped => ("stopped", matches!(*end, Some(End::Stopped(_)))),
-        Expect::Refused => ("refused", matches!(*end, Some(End::Refused(_)))),
+        Expect::Off => ("off", matches!(record.end, Some(End::Off))),
+        Expect::Stopped => ("stopped", matches!(record.end, Some(End::Stopped(_)))),
+        Expect::Refused => ("refused", matches!(record.end, Some(End::Refused(_)))),
     };
     let ok = matches && spec.expect_reason.is_none_or(|wanted| reason.contains(wanted));
     // The state needs the lock again.
     let reason = super::Reason::new(format_args!("{reason}"));
-    drop(end);
+    drop(record);
     println!(
         "end vm={} kind={} state={} reason=\"{reason}\" expect={expected} ok={}",
         spec.name,

@@ -66,6 +66,14 @@ pub fn slot(entity: EntityId) -> Option<&'static VcpuSlot> {
     SLOTS.get(entity.index())
 }
 
+/// Whether no slot holds a vCPU or plans a wake-up.
+#[must_use]
+pub fn all_gone() -> bool {
+    let core = this_core();
+    let idle = |slot: &VcpuSlot| slot.state.lock().is_none() && slot.status.wake_at(core).is_none();
+    SLOTS.iter().all(idle)
+}
+
 /// The next wake-up that this core has to see to, in nanoseconds.
 #[must_use]
 pub fn next_wake() -> Option<u64> {

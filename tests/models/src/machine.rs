@@ -144,8 +144,10 @@ impl Machine {
         }
         this.services.lock().unwrap().on[0] = true;
         self.slot(vm, 0).expect("a boot vCPU").status.set_on(true);
+        this.life.ready();
+        // None: somebody has stopped it in between.
         let kicks = this.life.start(&mut self.scheduler.lock().unwrap(), 0, NOW);
-        self.kick(kicks);
+        self.kick(kicks.unwrap_or_default());
     }
 
     /// Stops a VM from anywhere, as `lifecycle::stop` does.

@@ -39,6 +39,8 @@ pub struct GuestTree<'a> {
     pub initrd: Option<(u64, u64)>,
     /// Where the PL011 is, if there is one.
     pub uart: Option<Placement>,
+    /// Whether there is a watchdog ([`crate::watchdog`]).
+    pub watchdog: bool,
     /// Number of virtio-mmio transports, from slot 0.
     pub virtio: usize,
     /// Devices of the machine that it has.
@@ -98,6 +100,12 @@ pub fn generate(tree: &GuestTree<'_>, buffer: &mut [u8]) -> Result<usize, WriteE
     }
     for device in tree.passthrough {
         passthrough(&mut w, device);
+    }
+    if tree.watchdog {
+        w.begin_node("watchdog");
+        w.property_str("compatible", "arm,smc-wdt");
+        w.property_u32("arm,smc-id", crate::watchdog::CALL);
+        w.end_node();
     }
     for slot in 0..tree.virtio.min(layout::MAX_VIRTIO) {
         virtio(&mut w, slot);

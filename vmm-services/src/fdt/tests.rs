@@ -34,6 +34,7 @@ fn example() -> GuestTree<'static> {
         cmdline: "console=ttyAMA0",
         initrd: Some((0x4300_0000, 0x4310_0000)),
         uart: UART,
+        watchdog: true,
         virtio: 2,
         passthrough: &[],
         channels: &CHANNELS,

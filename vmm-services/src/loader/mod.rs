@@ -255,6 +255,7 @@ pub fn plan(
         cmdline: vm.cmdline,
         initrd,
         uart: vm.devices.uart,
+        watchdog: vm.watchdog_ms.is_some(),
         virtio: vm.devices.virtio.len(),
         passthrough: &vm.passthrough,
         channels: &channels,

@@ -30,6 +30,8 @@ pub const MAX_SWITCHES: usize = 4;
 pub const MAX_NAME: usize = 31;
 /// Longest command line in bytes.
 pub const MAX_CMDLINE: usize = 2048;
+/// How often a VM is started again after resets unless its bundle says otherwise.
+pub const DEFAULT_RESETS: u32 = 8;
 /// Priorities are below this.
 pub const PRIORITIES: u32 = 16;
 /// Most granules that stay delegated between realms.
@@ -268,6 +270,10 @@ pub struct VmSpec<'a> {
     pub passthrough: ArrayVec<Passthrough<'a>, MAX_PASSTHROUGH>,
     /// How many times to create, run and destroy it.
     pub repeat: u32,
+    /// How often it is started again after a reset, its own or its watchdog's; one more stops it.
+    pub max_resets: u32,
+    /// Milliseconds that it may leave its watchdog alone, if it has one; at least 1000.
+    pub watchdog_ms: Option<u32>,
     /// Expected end.
     pub expect: Expect,
     /// Text that the reason of the end must contain.

@@ -53,6 +53,11 @@ pub const AFFINITY: &str = "affinity";
 pub const CMDLINE: &str = "cmdline";
 /// VM, optional: u32, 1 when missing.
 pub const REPEAT: &str = "repeat";
+/// VM, optional: u32, how often it is started again after a reset of its own or its watchdog's;
+/// [`crate::manifest::DEFAULT_RESETS`] when missing.
+pub const MAX_RESETS: &str = "max-resets";
+/// Ordinary VM, optional: u32, milliseconds that it may leave its watchdog alone.
+pub const WATCHDOG_MS: &str = "watchdog-ms";
 /// VM: string, [`EXPECT_OFF`], [`EXPECT_STOPPED`] or [`EXPECT_REFUSED`].
 pub const EXPECT: &str = "expect";
 /// Value of [`EXPECT`].

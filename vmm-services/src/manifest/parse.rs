@@ -4,9 +4,10 @@ use super::channels;
 use super::names::{self, *};
 use super::net;
 use super::{
-    BlockSpec, Budget, Bundle, Conversions, Devices, Expect, Fault, FaultSize, HashAlgorithm,
-    ImageRef, KernelFormat, MAX_CMDLINE, MAX_NAME, MAX_POOL, MAX_TREE, ManifestError, PRIORITIES,
-    Placement, Populate, Property, RealmSpec, SelfTest, VirtioDevice, VmKind, VmSpec,
+    BlockSpec, Budget, Bundle, Conversions, DEFAULT_RESETS, Devices, Expect, Fault, FaultSize,
+    HashAlgorithm, ImageRef, KernelFormat, MAX_CMDLINE, MAX_NAME, MAX_POOL, MAX_TREE,
+    ManifestError, PRIORITIES, Placement, Populate, Property, RealmSpec, SelfTest, VirtioDevice,
+    VmKind, VmSpec,
 };
 use crate::crc32::Update;
 use crate::fdt::{self, Fdt, Node};
@@ -22,6 +23,8 @@ const MEMORY_ALIGN: u64 = 2 << 20;
 const MEMORY_MAX: u64 = 256 << 30;
 /// Most repetitions of a VM.
 const REPEAT_MAX: u64 = 1_000_000;
+/// Longest time for a watchdog in milliseconds: one hour.
+const WATCHDOG_MAX_MS: u64 = 3_600_000;
 /// Longest period of a budget in microseconds: ten seconds.
 const PERIOD_MAX_US: u64 = 10_000_000;
 /// Largest disk in bytes.
@@ -222,6 +225,14 @@ fn vm<'a>(at: &At<'a>, images: &Images<'a>) -> Result<'a, VmSpec<'a>> {
             None => 1,
             Some(_) => at.number_within(REPEAT, 1, REPEAT_MAX)? as u32,
         },
+        max_resets: match at.node.property(MAX_RESETS) {
+            None => DEFAULT_RESETS,
+            Some(_) => at.number_within(MAX_RESETS, 0, REPEAT_MAX)? as u32,
+        },
+        watchdog_ms: match at.node.property(WATCHDOG_MS) {
+            None => None,
+            Some(_) => Some(at.number_within(WATCHDOG_MS, 1000, WATCHDOG_MAX_MS)? as u32),
+        },
         expect: match at.str(EXPECT)? {
             EXPECT_OFF => Expect::Off,
             EXPECT_STOPPED => Expect::Stopped,
@@ -236,7 +247,7 @@ fn vm<'a>(at: &At<'a>, images: &Images<'a>) -> Result<'a, VmSpec<'a>> {
 
 /// Reads the kind, and refuses properties that are not known for it.
 fn kind<'a>(at: &At<'a>) -> Result<'a, VmKind> {
-    const COMMON: [&str; 11] = [
+    const COMMON: [&str; 12] = [
         KIND,
         VCPUS,
         MEMORY,
@@ -246,6 +257,7 @@ fn kind<'a>(at: &At<'a>) -> Result<'a, VmKind> {
         AFFINITY,
         CMDLINE,
         REPEAT,
+        MAX_RESETS,
         EXPECT,
         EXPECT_REASON,
     ];
@@ -259,7 +271,7 @@ fn kind<'a>(at: &At<'a>) -> Result<'a, VmKind> {
     };
     match at.str(KIND)? {
         KIND_VM => {
-            known(&[STRAY_GRANULE_OF])?;
+            known(&[STRAY_GRANULE_OF, WATCHDOG_MS])?;
             Ok(VmKind::Vm)
         }
         KIND_REALM => {

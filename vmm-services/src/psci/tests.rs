@@ -2,7 +2,7 @@ use super::PowerState;
 use crate::exit::{CALL_REGISTERS, PsciNotice, PsciVerdict, Resume, StopReason};
 use crate::ids::VcpuId;
 use crate::smccc;
-use crate::testing::{Alone, Counting, Lines, Ram, RamDisks};
+use crate::testing::{Alone, Counting, Lines, Ram, RamDisks, Timer};
 use crate::vm::Context;
 use mm::Ipa;
 use proptest::prelude::*;
@@ -38,12 +38,14 @@ impl Rig {
         args[..head.len()].copy_from_slice(head);
         let mut lines = Lines::default();
         let entropy = Counting::default();
+        let timer = Timer::default();
         let context = Context {
             memory: &self.memory,
             console: &mut lines,
             entropy: &entropy,
             disks: &RamDisks::default(),
             peers: &mut Alone,
+            countdown: &timer,
         };
         smccc::call(&mut self.power, cpu(vcpu), &args, &context)
     }

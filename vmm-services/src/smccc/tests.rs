@@ -2,19 +2,21 @@ use super::call;
 use crate::exit::{CALL_REGISTERS, Resume};
 use crate::ids::VcpuId;
 use crate::psci::PowerState;
-use crate::testing::{Alone, Counting, Lines, Ram, RamDisks};
+use crate::testing::{Alone, Counting, Lines, Ram, RamDisks, Timer};
 use crate::vm::Context;
 use proptest::prelude::*;
 use std::vec::Vec;
 
 fn ask(args: [u64; CALL_REGISTERS]) -> Resume {
     let (memory, mut lines, entropy) = (Ram::new(0x1000), Lines::default(), Counting::default());
+    let timer = Timer::default();
     let context = Context {
         memory: &memory,
         console: &mut lines,
         entropy: &entropy,
         disks: &RamDisks::default(),
         peers: &mut Alone,
+        countdown: &timer,
     };
     call(&mut PowerState::new(2), VcpuId::BOOT, &args, &context)
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{Alone, Counting, Lines, RamDisks};
+use crate::testing::{Alone, Counting, Lines, RamDisks, Timer};
 use crate::virtio::driver::{DATA, Driver, RAM_BYTES};
 use crate::virtio::queue::{BYTES_PER_CALL, Queue};
 use proptest::prelude::*;
@@ -60,6 +60,7 @@ impl Rig {
                 entropy: &Counting::default(),
                 disks: &self.disks,
                 peers: &mut Alone,
+                countdown: &Timer::default(),
             },
         );
         let more = io.has_more();

@@ -45,7 +45,7 @@ impl Device for EntropyDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Alone, Counting, Lines, RamDisks};
+    use crate::testing::{Alone, Counting, Lines, RamDisks, Timer};
     use crate::virtio::driver::{DATA, Driver};
 
     /// Asks for `length` bytes of a source that has `left`; how many came.
@@ -63,6 +63,7 @@ mod tests {
                 entropy: &entropy,
                 disks: &RamDisks::default(),
                 peers: &mut Alone,
+                countdown: &Timer::default(),
             },
         );
         assert_eq!(worked, Ok(()));

@@ -1,6 +1,6 @@
 use super::*;
 use crate::manifest::VirtioDevice;
-use crate::testing::{Alone, Counting, Lines, Ram, RamDisks};
+use crate::testing::{Alone, Counting, Lines, Ram, RamDisks, Timer};
 use proptest::prelude::*;
 
 /// A transport with a console, and what it may reach.
@@ -33,6 +33,7 @@ impl Rig {
             entropy: &entropy,
             disks: &RamDisks::default(),
             peers: &mut Alone,
+            countdown: &Timer::default(),
         });
     }
 

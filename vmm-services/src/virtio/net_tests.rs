@@ -4,7 +4,7 @@ use super::*;
 use crate::channel::Endpoint;
 use crate::exit::{Access, Width};
 use crate::switch::{MIN_QUEUE_BYTES, MacAddr, Port, PortConfig, SourcePolicy, Switch};
-use crate::testing::{Counting, Lines, Ram, RamDisks};
+use crate::testing::{Counting, Lines, Ram, RamDisks, Timer};
 use crate::traits::NicId;
 use crate::virtio::{Model, Transport};
 use proptest::prelude::*;
@@ -176,6 +176,7 @@ impl Station {
                 entropy: &entropy,
                 disks: &RamDisks::default(),
                 peers: lan,
+                countdown: &Timer::default(),
             });
         }
     }

@@ -11,7 +11,7 @@ use crate::exit::{
 use crate::ids::VcpuId;
 use crate::layout;
 use crate::manifest::{BlockSpec, Conversions, Placement, VirtioDevice};
-use crate::testing::{Alone, Counting, Lines, Ram, RamDisks};
+use crate::testing::{Alone, Counting, Lines, Ram, RamDisks, Timer};
 use crate::vgic::{LrImage, VgicConfig};
 use fuzz::Input;
 use mm::Ipa;
@@ -46,6 +46,7 @@ impl Guest<'_> {
             entropy: &Counting::default(),
             disks: &self.disks,
             peers: &mut Alone,
+            countdown: &Timer::default(),
         };
         f(&mut self.services, &mut context)
     }
@@ -278,6 +279,7 @@ fn live(input: &Input) {
         conversions: Conversions::Any,
         uart: Some(Placement { base: UART, intid: layout::UART_INTID }),
         flash: true,
+        watchdog_ms: (!realm).then_some(30_000),
         virtio: &[VirtioDevice::Console, VirtioDevice::Block(block), VirtioDevice::Entropy],
         channels: &[],
     });

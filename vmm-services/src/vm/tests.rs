@@ -7,7 +7,7 @@ use crate::exit::{
 use crate::host_call;
 use crate::ids::{VcpuId, VcpuSet};
 use crate::manifest::{Conversions, Placement, VirtioDevice};
-use crate::testing::{Counting, Lines, Ram, RamDisks};
+use crate::testing::{Counting, Lines, Ram, RamDisks, Timer};
 use crate::traits::{NicId, Peers};
 use crate::vgic::{LrImage, VgicConfig};
 use mm::Ipa;
@@ -53,6 +53,7 @@ struct Rig {
     memory: Ram,
     lines: Lines,
     peers: Neighbour,
+    timer: Timer,
 }
 
 impl Rig {
@@ -64,12 +65,14 @@ impl Rig {
                 conversions: Conversions::Any,
                 uart: Some(Placement { base: 0x0900_0000, intid: 33 }),
                 flash: realm_ipa_bits.is_some(),
+                watchdog_ms: realm_ipa_bits.is_none().then_some(60_000),
                 virtio: &[VirtioDevice::Console],
                 channels: &[CHANNEL],
             }),
             memory: Ram::new(0x2000),
             lines: Lines::default(),
             peers: Neighbour::default(),
+            timer: Timer::default(),
         }
     }
 
@@ -93,6 +96,7 @@ impl Rig {
             entropy: &Counting::default(),
             disks: &RamDisks::default(),
             peers: &mut self.peers,
+            countdown: &self.timer,
         };
         self.services.handle(vcpu, exit, registers, &mut context)
     }
@@ -152,6 +156,16 @@ fn typing_interrupts_the_guest() {
     assert!(!rig.services.vgic().has_pending(BOOT), "all read, so the line is low again");
     let (taken, _) = rig.services.console_input(&[b'x'; 1000]);
     assert!((1..1000).contains(&taken), "a guest that does not read loses what is typed");
+}
+
+#[test]
+fn the_watchdog_is_a_call() {
+    let mut rig = Rig::vm();
+    let mut registers = [0; HOST_CALL_REGISTERS];
+    registers[1] = 3;
+    let pet = Exit::Smccc { function: crate::watchdog::CALL };
+    assert_eq!(rig.call(BOOT, &pet, &registers).resume, Resume::Results([0; 4]));
+    assert_eq!(rig.timer.0.get(), 60_000);
 }
 
 #[test]

@@ -24,6 +24,10 @@ const PRIORITIES: u32 = 16;
 const DEFAULT_PRIORITY: u32 = 8;
 /// Longest kernel command line in bytes.
 const MAX_CMDLINE: usize = 1024;
+/// Most resets after which a VM starts again.
+const MAX_RESETS: u32 = 1_000_000;
+/// Times for a watchdog.
+const WATCHDOG_MS: std::ops::RangeInclusive<u32> = 1000..=3_600_000;
 /// What firmware, RMM, hypervisor, its tables and the bundle take from the machine's memory.
 const RESERVED: Size = Size(256 << 20);
 /// IPA width of a realm unless given.
@@ -44,6 +48,7 @@ impl Images {
         let mut named = BTreeMap::from([
             ("setup:linux".to_owned(), crate::guest::kernel(project)),
             ("setup:initramfs".to_owned(), crate::guest::initramfs(project)),
+            ("setup:u-boot".to_owned(), crate::guest::u_boot(project)),
         ]);
         for bin in project.guests().flat_map(|package| package.bins()) {
             let short = bin.strip_prefix("guest-").unwrap_or(bin);
@@ -200,6 +205,8 @@ fn check_vm(
         virtio: devices.virtio,
         passthrough: devices.passthrough,
         repeat: vm.repeat.as_ref().map(|r| *r.get_ref()),
+        max_resets: check_resets(source, vm),
+        watchdog_ms: check_watchdog(source, vm),
         expect: vm.expect,
         expect_reason: vm.expect_reason.as_ref().map(|r| r.get_ref().clone()),
         hash: value(&vm.hash),
@@ -243,6 +250,33 @@ fn check_sizes(source: &mut Source<'_>, vm: &format::Vm) {
             );
         }
     }
+}
+
+/// How often the VM may reset itself; `None` for the usual number.
+fn check_resets(source: &mut Source<'_>, vm: &format::Vm) -> Option<u32> {
+    let stops = vm.on_reset.as_ref().is_some_and(|on| *on.get_ref() == format::OnReset::Stop);
+    match &vm.max_resets {
+        Some(max) if stops => {
+            source.refuse(&max.span(), "max-resets is for VMs that a reset starts again");
+            None
+        }
+        Some(max) if !(1..=MAX_RESETS).contains(max.get_ref()) => {
+            source.refuse(&max.span(), format!("max-resets is 1 to {MAX_RESETS}"));
+            None
+        }
+        max => max.as_ref().map(|max| *max.get_ref()).or(stops.then_some(0)),
+    }
+}
+
+fn check_watchdog(source: &mut Source<'_>, vm: &format::Vm) -> Option<u32> {
+    let ms = vm.watchdog_ms.as_ref()?;
+    if vm.kind == Kind::Realm {
+        source.refuse(&ms.span(), "watchdog-ms is for normal VMs only");
+    }
+    if !WATCHDOG_MS.contains(ms.get_ref()) {
+        source.refuse(&ms.span(), "watchdog-ms is 1000 to 3600000: a second to an hour");
+    }
+    Some(*ms.get_ref())
 }
 
 fn check_end(source: &mut Source<'_>, vm: &format::Vm) {

@@ -56,6 +56,12 @@ pub(super) struct Vm {
     pub(super) device: Option<Vec<Spanned<Device>>>,
     /// It is created, run and destroyed so many times.
     pub(super) repeat: Option<Spanned<u32>>,
+    /// What a reset, its own or its watchdog's, leads to.
+    pub(super) on_reset: Option<Spanned<OnReset>>,
+    /// How often a reset starts it again; one more stops it.
+    pub(super) max_resets: Option<Spanned<u32>>,
+    /// Normal VMs: milliseconds that it may leave its watchdog alone; no watchdog unless given.
+    pub(super) watchdog_ms: Option<Spanned<u32>>,
     /// The end state without which the scenario fails.
     #[serde(default)]
     pub(super) expect: Expect,
@@ -156,6 +162,17 @@ pub(crate) enum ImageType {
     Raw,
     /// An ELF file with load segments.
     Elf,
+}
+
+/// What a reset leads to.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum OnReset {
+    /// The VM starts again.
+    #[default]
+    Restart,
+    /// The VM is stopped for it.
+    Stop,
 }
 
 /// End states.

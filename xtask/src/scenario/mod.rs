@@ -67,6 +67,9 @@ pub(crate) struct Vm {
     pub(crate) virtio: Vec<VirtioDevice>,
     pub(crate) passthrough: Vec<PassthroughDevice>,
     pub(crate) repeat: Option<u32>,
+    /// How often it may reset itself.
+    pub(crate) max_resets: Option<u32>,
+    pub(crate) watchdog_ms: Option<u32>,
     pub(crate) expect: Expect,
     pub(crate) expect_reason: Option<String>,
     pub(crate) hash: Hash,

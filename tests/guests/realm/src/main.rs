@@ -15,7 +15,7 @@ use core::ops::Range;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use guest_rt::boot::{self, BootInfo, Conduit};
+use guest_rt::boot::{self, BootInfo, Conduit, Ending};
 use guest_rt::rsi::{RealmConfig, realm_config};
 use guest_rt::{console, cpu_index, gic, mark, mmu, println, psci, timer, uart};
 use rsi::Ripas;
@@ -46,14 +46,16 @@ fn group(code: u64, result: Result<(), &'static str>) -> Result<(), Failure> {
 
 fn primary(device_tree: u64) -> ! {
     console::set_sink(host::put_string);
-    if let Err(Failure { code, what }) = run(device_tree) {
-        fail(code, format_args!("{what}"));
+    match run(device_tree) {
+        Ok(ending) => {
+            println!("realm: all checks passed");
+            psci::end(Conduit::Smc, ending)
+        }
+        Err(Failure { code, what }) => fail(code, format_args!("{what}")),
     }
-    println!("realm: all checks passed");
-    psci::system_off(Conduit::Smc)
 }
 
-fn run(device_tree: u64) -> Result<(), Failure> {
+fn run(device_tree: u64) -> Result<Ending, Failure> {
     // SAFETY: the boot protocol puts the address of the device tree into x0 of the first REC.
     let info = unsafe { boot::parse(device_tree) }.map_err(|what| Failure { code: 1, what })?;
     group(2, check_version())?;
@@ -98,7 +100,7 @@ fn run(device_tree: u64) -> Result<(), Failure> {
     for rec in secondaries {
         group(11, wait_until_off(rec))?;
     }
-    Ok(())
+    Ok(info.ending)
 }
 
 fn secondary(context_id: u64) -> ! {

@@ -15,6 +15,17 @@ pub enum Conduit {
     Smc,
 }
 
+/// How a guest ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It powers off.
+    Off,
+    /// It resets itself: the command line says `reset`.
+    Reset,
+    /// It sleeps for ever: the command line says `hang`.
+    Hang,
+}
+
 /// The facts that a guest needs from its device tree.
 #[derive(Clone, Debug)]
 pub struct BootInfo {
@@ -24,6 +35,8 @@ pub struct BootInfo {
     pub cpus: usize,
     /// PSCI conduit.
     pub conduit: Conduit,
+    /// What the guest does when it has done its work.
+    pub ending: Ending,
     /// Value of `ticks=N` in the command line: how many timer ticks the guest works for.
     pub ticks: Option<u64>,
     /// Value of `rounds=N` in the command line: how often the guest does what is to be counted.
@@ -120,6 +133,11 @@ pub unsafe fn parse(address: u64) -> Result<BootInfo, &'static str> {
         ram: base..top,
         cpus,
         conduit,
+        ending: match (flag("reset"), flag("hang")) {
+            (true, _) => Ending::Reset,
+            (false, true) => Ending::Hang,
+            (false, false) => Ending::Off,
+        },
         ticks: number("ticks"),
         rounds: number("rounds"),
         one_core: flag("one-core"),

@@ -4,7 +4,7 @@ use smccc::psci::error::Error;
 use smccc::psci::{self, AffinityState, LowestAffinityLevel};
 use smccc::{Hvc, Smc};
 
-use crate::boot::Conduit;
+use crate::boot::{Conduit, Ending};
 use crate::entry;
 
 /// Version word: major in bits 31:16, minor in bits 15:0.
@@ -63,6 +63,21 @@ pub fn system_off(conduit: Conduit) -> ! {
         Conduit::Hvc => psci::system_off::<Hvc>(),
         Conduit::Smc => psci::system_off::<Smc>(),
     };
+    park()
+}
+
+/// Ends the guest as it was told to.
+pub fn end(conduit: Conduit, ending: Ending) -> ! {
+    match ending {
+        Ending::Off => system_off(conduit),
+        Ending::Reset => {
+            let _ = match conduit {
+                Conduit::Hvc => psci::system_reset::<Hvc>(),
+                Conduit::Smc => psci::system_reset::<Smc>(),
+            };
+        }
+        Ending::Hang => {}
+    }
     park()
 }
 

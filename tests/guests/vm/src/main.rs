@@ -49,7 +49,7 @@ fn primary(device_tree: u64) -> ! {
         Ok(()) => println!("vm: all checks passed"),
         Err(reason) => println!("vm: FAILED {reason}"),
     }
-    psci::system_off(info.conduit)
+    psci::end(info.conduit, info.ending)
 }
 
 fn secondary(context_id: u64) -> ! {
