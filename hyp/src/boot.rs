@@ -207,6 +207,7 @@ fn boot(x0: u64) -> Result<(), BootError> {
     let rme = cpu::has_rme();
     stage!("RME: {}", if rme { "yes" } else { "no" });
     let bundle = bundle?;
+    vm::init();
     let parsed = vm::take_bundle(bundle.bytes, crc::best()).map_err(BundleError::Manifest)?;
     stage!("bundle at {}: scenario {}, {} VMs", bundle.pages, parsed.scenario, parsed.vms.len());
     vm::build::init_stage2()?;

@@ -12,6 +12,7 @@ pub mod firmware;
 pub mod fp;
 pub mod guest;
 pub mod id_regs;
+pub mod late;
 pub mod layout;
 mod mem;
 pub mod mitigation;

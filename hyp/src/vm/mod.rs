@@ -25,6 +25,7 @@ pub mod summary;
 pub mod vcpu;
 pub mod watchdog;
 
+use crate::arch::late::LateArray;
 use crate::arch::layout::MAX_CORES;
 use crate::sync::{Lock, VmLock};
 use arrayvec::ArrayString;
@@ -46,15 +47,14 @@ pub use vmm_services::manifest::MAX_VMS;
 static BUNDLE: Once<Bundle<'static>> = Once::new();
 
 /// Every VM there can be; those of the bundle come first.
-static VMS: [Vm; MAX_VMS] = {
-    let mut index = 0;
-    let mut vms = [const { Vm::new(0) }; MAX_VMS];
-    while index < MAX_VMS {
-        vms[index].index = index as u8;
-        index += 1;
-    }
-    vms
-};
+static VMS: LateArray<Vm, MAX_VMS> = LateArray::new();
+
+/// Makes room for VMs, once at boot, before anything asks for one.
+pub fn init() {
+    VMS.init(|index| Vm::new(index as u8));
+    vcpu::init();
+    net::init();
+}
 
 /// How a VM ended.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 //! receive fills its own memory and no other's.
 
 use super::{Reason, Vm};
+use crate::arch::late::LateArray;
 use crate::arch::{phys, timer};
 use crate::memory::ledger;
 use crate::run;
@@ -15,7 +16,12 @@ use vmm_services::NicId;
 use vmm_services::manifest::{MAX_SWITCHES, NetSpec};
 use vmm_services::switch::{MAX_PORTS, Port, PortSet, Switch};
 
-static SWITCHES: [Lock<Hub>; MAX_SWITCHES] = [const { Lock::new(Hub::new()) }; MAX_SWITCHES];
+static SWITCHES: LateArray<Lock<Hub>, MAX_SWITCHES> = LateArray::new();
+
+/// Makes the switches, once at boot.
+pub fn init() {
+    SWITCHES.init(|_| Lock::new(Hub::new()));
+}
 
 /// Memory of a port's queue. No guest maps it.
 struct QueueMemory(Frames<Undelegated>);

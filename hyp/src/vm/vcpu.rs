@@ -4,6 +4,7 @@ use super::normal::{NormalVcpu, Outcome};
 use super::rec::RecVcpu;
 use super::{Vm, stats::Cause};
 use crate::arch::guest::Trap;
+use crate::arch::late::LateArray;
 use crate::arch::percpu::core_index;
 use crate::arch::{el1, fp, mitigation, timer, tlb};
 use crate::irq;
@@ -21,7 +22,12 @@ use vmm_services::vgic::{LrImage, Vgic};
 /// Most vCPUs of all VMs together.
 pub const MAX_ENTITIES: usize = 32;
 
-static SLOTS: [VcpuSlot; MAX_ENTITIES] = [const { VcpuSlot::new() }; MAX_ENTITIES];
+static SLOTS: LateArray<VcpuSlot, MAX_ENTITIES> = LateArray::new();
+
+/// Makes room for vCPUs, once at boot.
+pub fn init() {
+    SLOTS.init(|_| VcpuSlot::new());
+}
 
 /// Place of one vCPU.
 pub struct VcpuSlot {
