@@ -257,7 +257,11 @@ impl Vgic {
 
     /// Looks again at the lines of level-sensitive tied interrupts that were taken and that no vCPU has
     /// seen yet: where `is_high` says no, the interrupt is gone. Call before [`Self::flush`].
+    #[inline]
     pub fn resample_hardware_spis(&mut self, mut is_high: impl FnMut(u32) -> bool) {
+        if !self.has_active_hardware_spis() {
+            return;
+        }
         for (n, shared) in (1..).zip(&mut self.shared) {
             let bank = &mut shared.bank;
             let unseen = shared.hardware_active & shared.tied_level & bank.pending & !bank.listed;
@@ -269,7 +273,11 @@ impl Vgic {
 
     /// Calls `deactivate` with each tied shared interrupt whose physical one is still active although
     /// the guest is done with it: other than by deactivating it in a list register.
+    #[inline]
     pub fn release_hardware_spis(&mut self, mut deactivate: impl FnMut(u32)) {
+        if !self.has_active_hardware_spis() {
+            return;
+        }
         for (n, shared) in (1..).zip(&mut self.shared) {
             if shared.hardware_active == 0 {
                 continue;
@@ -279,6 +287,11 @@ impl Vgic {
             bits(shared.hardware_active & !held).for_each(|index| deactivate(32 * n + index));
             shared.hardware_active &= held;
         }
+    }
+
+    /// Whether a tied shared interrupt was taken and is not done with. Most VMs have none at all.
+    fn has_active_hardware_spis(&self) -> bool {
+        self.shared.iter().fold(0, |all, shared| all | shared.hardware_active) != 0
     }
 
     /// Which physical PPIs, one bit per INTID of the machine, are to be active on the core that runs
