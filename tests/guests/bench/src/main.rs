@@ -5,6 +5,7 @@
 #![no_std]
 #![no_main]
 
+use core::arch::asm;
 use core::panic::PanicInfo;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -85,13 +86,25 @@ fn alone(rounds: u64) -> Result<(), &'static str> {
         }
         timer::stop();
     });
-    mark::each::<7>("WFI until a timer interrupt", rounds, || {
-        let ticks = timer::ticks();
-        timer::start(TIMER_MS);
-        timer::wait_for_tick(ticks + 1);
-        timer::stop();
+    mark::each::<7>("WFI until a timer interrupt", rounds, sleep);
+    // SAFETY: CPACR_EL1 only says what traps: FP and SIMD do not.
+    unsafe { asm!("msr cpacr_el1, {0}", "isb", in(reg) 3_u64 << 20, options(nostack)) }
+    mark::each::<8>("the same, and a use of FP registers", rounds, || {
+        sleep();
+        // SAFETY: compiled code keeps nothing in FP registers.
+        unsafe {
+            asm!(".arch_extension fp", "fmov d0, xzr", ".arch_extension nofp", options(nostack))
+        }
     });
     Ok(())
+}
+
+/// Sleeps until a timer interrupt.
+fn sleep() {
+    let ticks = timer::ticks();
+    timer::start(TIMER_MS);
+    timer::wait_for_tick(ticks + 1);
+    timer::stop();
 }
 
 /// Reads a 32-bit device register.
