@@ -1,5 +1,6 @@
 //! Memory of a realm.
 
+mod shared;
 mod transit;
 
 pub use transit::{Construction, Demolition, Finished, Image};
@@ -12,14 +13,13 @@ use arrayvec::ArrayVec;
 use cca_host::{Active, Config, GicModel, Realm, RecId, Rmm, SharedAttrs};
 use core::fmt;
 use core::sync::atomic::Ordering;
-use mm::ledger::{Frames, Undelegated, Use};
+use mm::ledger::{Frames, Undelegated};
 use mm::{Ipa, PAGE_SIZE, PhysAddr};
+use shared::SharedPages;
 use spin::Once;
 use vmm_services::manifest;
 use vmm_services::{GuestMemory, MAX_VCPUS, MemoryFault, VcpuId};
 
-/// Most pages that one realm can have shared with the host at a time.
-const MAX_SHARED: usize = 32;
 /// Granules that stay delegated between realms unless the bundle says otherwise.
 const POOL: usize = 64;
 
@@ -100,18 +100,11 @@ pub fn without_shared_bit(vm: &Vm, ipa: Ipa) -> Ipa {
     Ipa::new(ipa.get() & mask)
 }
 
-/// A page that the realm has shared.
-struct SharedPage {
-    /// Without the shared bit.
-    ipa: Ipa,
-    frames: Frames<Undelegated>,
-}
-
 /// A realm's memory as far as it is the host's business.
 pub struct RealmSpace {
     realm: Realm<'static, Smc, Active>,
     recs: ArrayVec<RecId, MAX_VCPUS>,
-    shared: ArrayVec<SharedPage, MAX_SHARED>,
+    shared: SharedPages,
 }
 
 impl RealmSpace {
@@ -137,31 +130,20 @@ impl RealmSpace {
     ///
     /// # Errors
     ///
-    /// Too many shared pages, no memory, or the RMM refuses.
+    /// No memory, shared pages in too many places, or the RMM refuses.
     pub fn share(&mut self, vm: &Vm, ipa: Ipa) -> Result<(), Reason> {
-        if self.shared.iter().any(|page| page.ipa == ipa) {
+        if self.shared.contains(ipa) {
             // Another REC was faster.
             return Ok(());
         }
-        if self.shared.is_full() {
-            return Err(Reason::new(format_args!("more than {MAX_SHARED} shared pages")));
-        }
-        let mut frames = crate::memory::alloc(0, Use::Shared, vm.owner())
-            .map_err(|error| Reason::new(format_args!("shared page at {ipa}: {error}")))?;
-        crate::arch::bulk::zero(phys::bytes_mut(&mut frames));
-        let pa = frames.base();
-        let mapped =
-            self.timed(vm, |realm| realm.map_shared(ipa, pa, PAGE_SIZE, SharedAttrs::NORMAL_RW));
-        match mapped {
-            Ok(()) => {
-                self.shared.push(SharedPage { ipa, frames });
-                Ok(())
-            }
-            Err(error) => {
-                ledger().free(frames);
-                Err(Reason::new(format_args!("shared page at {ipa}: {error}")))
-            }
-        }
+        let failed =
+            |error: &dyn fmt::Display| Reason::new(format_args!("shared page at {ipa}: {error}"));
+        let pa = self.shared.add(vm.owner(), ipa).map_err(|error| failed(&error))?;
+        self.timed(vm, |realm| realm.map_shared(ipa, pa, PAGE_SIZE, SharedAttrs::NORMAL_RW))
+            .map_err(|error| {
+                self.shared.remove(ipa);
+                failed(&error)
+            })
     }
 
     /// Maps the memory of a channel among the realm's shared addresses.
@@ -180,30 +162,27 @@ impl RealmSpace {
             .map_err(|error| Reason::new(format_args!("channel: {error}")))
     }
 
-    /// Takes the realm back after a change of `[base, top)` to private memory: what was shared there
-    /// is unmapped and freed.
-    pub fn unshare(&mut self, vm: &Vm, base: Ipa, top: Ipa) {
-        let mut index = 0;
-        while let Some(page) = self.shared.get(index) {
-            if page.ipa < base || page.ipa >= top {
-                index += 1;
-                continue;
-            }
-            let ipa = page.ipa;
+    /// Takes back what is shared in `[from, top)`, before it becomes private memory: unmaps and frees at
+    /// most `pages` pages. Returns where to go on if there may be more.
+    pub fn unshare(&mut self, vm: &Vm, from: Ipa, top: Ipa, pages: u64) -> Option<Ipa> {
+        let mut from = from;
+        for _ in 0..pages {
+            let ipa = self.shared.first_in(from, top)?;
             match self.timed(vm, |realm| realm.unmap_shared(ipa, PAGE_SIZE)) {
-                Ok(()) => ledger().free(self.shared.swap_remove(index).frames),
+                Ok(()) => self.shared.remove(ipa),
                 // The page stays the realm's until it is destroyed.
-                Err(error) => {
-                    log::warn!("vm {}: shared page at {ipa}: {error}", vm.name());
-                    index += 1;
-                }
+                Err(error) => log::warn!("vm {}: shared page at {ipa}: {error}", vm.name()),
             }
+            from = Ipa::new(ipa.get() + PAGE_SIZE);
         }
+        Some(from)
     }
 
-    fn page(&self, ipa: Ipa) -> Result<&SharedPage, MemoryFault> {
-        let page = ipa.align_down(PAGE_SIZE);
-        self.shared.iter().find(|shared| shared.ipa == page).ok_or(MemoryFault { ipa })
+    /// The granules that hold the byte at `ipa`, and its offset there.
+    fn byte(&self, ipa: Ipa) -> Result<(&Frames<Undelegated>, u64), MemoryFault> {
+        let (frames, page) =
+            self.shared.page(ipa.align_down(PAGE_SIZE)).ok_or(MemoryFault { ipa })?;
+        Ok((frames, page + ipa.page_offset()))
     }
 }
 
@@ -215,9 +194,9 @@ fn charge(vm: &Vm, since: u64) {
 impl GuestMemory for RealmSpace {
     fn read(&self, ipa: Ipa, buf: &mut [u8]) -> Result<(), MemoryFault> {
         for (at, piece) in by_page(ipa, buf.len()) {
-            let shared = self.page(at)?;
+            let (frames, offset) = self.byte(at)?;
             let target = buf.get_mut(piece).ok_or(MemoryFault { ipa: at })?;
-            if !phys::read(&shared.frames, at.page_offset(), target) {
+            if !phys::read(frames, offset, target) {
                 return Err(MemoryFault { ipa: at });
             }
         }
@@ -226,9 +205,9 @@ impl GuestMemory for RealmSpace {
 
     fn write(&self, ipa: Ipa, data: &[u8]) -> Result<(), MemoryFault> {
         for (at, piece) in by_page(ipa, data.len()) {
-            let shared = self.page(at)?;
+            let (frames, offset) = self.byte(at)?;
             let source = data.get(piece).ok_or(MemoryFault { ipa: at })?;
-            if !phys::write(&shared.frames, at.page_offset(), source) {
+            if !phys::write(frames, offset, source) {
                 return Err(MemoryFault { ipa: at });
             }
         }

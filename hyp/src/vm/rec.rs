@@ -32,8 +32,18 @@ pub struct RecVcpu {
     interface: Option<VirtualInterface>,
     /// Registers of the host call that is being answered.
     call: Registers,
-    /// A RIPAS change has been begun and has to be finished before the next entry.
-    changing_ripas: bool,
+    ripas_change: RipasStage,
+}
+
+/// How far a RIPAS change is, which has to be finished before the next entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RipasStage {
+    /// There is none, or it has not been begun.
+    None,
+    /// What is shared from this address on is still to be taken back.
+    Unsharing { from: Ipa },
+    /// The RMM has a part of it.
+    Underway,
 }
 
 /// The answer that the next entry carries.
@@ -64,7 +74,7 @@ impl RecVcpu {
             eoi_count: 0,
             interface: matches!(gic, GicModel::Hardware).then(VirtualInterface::default),
             call: [0; HOST_CALL_REGISTERS],
-            changing_ripas: false,
+            ripas_change: RipasStage::None,
         }
     }
 
@@ -319,7 +329,7 @@ impl RecVcpu {
     /// Whether [`Self::change_ripas`] has to be called again before the next entry.
     #[must_use]
     pub fn is_changing_ripas(&self) -> bool {
-        self.changing_ripas
+        self.ripas_change != RipasStage::None
     }
 
     /// Goes on with the RIPAS change that this REC asked for; `true` when that is done.
@@ -331,17 +341,25 @@ impl RecVcpu {
         let mut space = vm.space.lock();
         let Space::Realm(realm) = &mut *space else { return Ok(true) };
         let rec = &mut self.rec;
-        if !self.changing_ripas
+        if self.ripas_change != RipasStage::Underway
             && let Pending::Ripas(change) = rec.pending()
             && change.ripas == RecRipas::Ram
         {
-            realm.unshare(vm, change.base, change.top);
+            let from = match self.ripas_change {
+                RipasStage::Unsharing { from } => from,
+                _ => change.base,
+            };
+            if let Some(from) = realm.unshare(vm, from, change.top, EXIT_CALLS) {
+                self.ripas_change = RipasStage::Unsharing { from };
+                return Ok(false);
+            }
         }
         let progress = realm
             .timed(vm, |realm| realm.change_ripas(rec, EXIT_CALLS))
             .map_err(|error| Reason::new(format_args!("{error}")))?;
-        self.changing_ripas = progress == RipasProgress::Underway;
-        Ok(!self.changing_ripas)
+        let underway = progress == RipasProgress::Underway;
+        self.ripas_change = if underway { RipasStage::Underway } else { RipasStage::None };
+        Ok(!underway)
     }
 }
 

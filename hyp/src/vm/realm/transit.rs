@@ -2,7 +2,7 @@
 
 use super::super::stats::Life;
 use super::super::{Reason, Vm};
-use super::{MAX_SHARED, RealmSpace, SharedPage, charge};
+use super::{RealmSpace, SharedPages, charge};
 use crate::arch::smc::{Smc, rmi_calls};
 use crate::arch::{phys, timer};
 use crate::memory::ledger;
@@ -106,15 +106,18 @@ impl Construction {
         match charged(vm, Life::Build, || self.0.activate()) {
             Ok((realm, recs)) => {
                 let ids = recs.iter().map(Rec::id).collect();
-                Ok((RealmSpace { realm, recs: ids, shared: ArrayVec::new() }, recs))
+                let shared = SharedPages::new();
+                Ok((RealmSpace { realm, recs: ids, shared }, recs))
             }
-            Err((error, realm)) => Err((reason(&error), Demolition::new(realm, ArrayVec::new()))),
+            Err((error, realm)) => {
+                Err((reason(&error), Demolition::new(realm, SharedPages::new())))
+            }
         }
     }
 
     /// Gives up.
     pub fn demolish(self) -> Demolition {
-        Demolition::new(self.0.dismantle(), ArrayVec::new())
+        Demolition::new(self.0.dismantle(), SharedPages::new())
     }
 }
 
@@ -129,12 +132,12 @@ impl RealmSpace {
 pub struct Demolition {
     realm: Dismantling<'static, Smc>,
     /// Freed when the tables are gone: the realm cannot reach them any more then.
-    shared: ArrayVec<SharedPage, MAX_SHARED>,
+    shared: SharedPages,
     failures: u32,
 }
 
 impl Demolition {
-    fn new(realm: Dismantling<'static, Smc>, shared: ArrayVec<SharedPage, MAX_SHARED>) -> Self {
+    fn new(realm: Dismantling<'static, Smc>, shared: SharedPages) -> Self {
         Self { realm, shared, failures: 0 }
     }
 
@@ -153,9 +156,7 @@ impl Demolition {
                 }
             }
         }
-        for page in self.shared.drain(..) {
-            ledger().free(page.frames);
-        }
+        self.shared.free();
         true
     }
 }
