@@ -45,6 +45,8 @@ struct Console {
     at_start: bool,
     /// The last that was written is a part of a line of a VM that has the terminal to itself.
     raw_tail: bool,
+    /// The last raw byte was a carriage return.
+    raw_return: bool,
     /// What the operator types, to be shown below everything else; empty for nothing.
     bottom: ArrayString<BOTTOM_MAX>,
     /// It is on the screen.
@@ -58,6 +60,7 @@ impl Console {
             input: ArrayVec::new_const(),
             at_start: true,
             raw_tail: false,
+            raw_return: false,
             bottom: ArrayString::new_const(),
             bottom_shown: false,
         }
@@ -255,10 +258,11 @@ pub fn ring_bell() {
 pub fn write_raw(byte: u8) {
     if let Some(console) = CONSOLE.lock().as_mut() {
         // Guests that print no carriage return mean one.
-        if byte == b'\n' {
+        if byte == b'\n' && !console.raw_return {
             console.write_byte(b'\r');
         }
         console.write_byte(byte);
+        console.raw_return = byte == b'\r';
         console.at_start = byte == b'\n';
         console.raw_tail = byte != b'\n';
     }
