@@ -182,7 +182,7 @@ fn run(project: &Project, args: &RunArgs) -> Result<bool> {
     let images = build::run(project)?;
     let bundle = run::image(project, &scenario, None)?;
     let boot = match &args.firmware {
-        _ if args.no_rme => Boot::Direct,
+        _ if args.no_rme => Boot::direct(),
         Some(flash) => Boot::Flash(flash.clone()),
         None => Boot::Flash(images.flash.clone()),
     };

@@ -35,8 +35,15 @@ const TICK: Duration = Duration::from_millis(100);
 pub(crate) enum Boot {
     /// EL3 firmware in a flash image, on a machine with RME.
     Flash(PathBuf),
-    /// QEMU itself, at EL2, on a machine without EL3 and RME.
-    Direct,
+    /// QEMU itself, at EL2, on a machine without EL3 and RME whose cores are of this model.
+    Direct(String),
+}
+
+impl Boot {
+    /// Without firmware, on cores that have all that QEMU knows.
+    pub(crate) fn direct() -> Self {
+        Self::Direct("max".to_owned())
+    }
 }
 
 /// A machine to run.
@@ -147,8 +154,8 @@ impl Machine<'_> {
                 command.arg("-device").arg(loader(self.hypervisor, HYPERVISOR_BASE));
                 command.arg("-device").arg(loader(self.bundle, bundle_base));
             }
-            Boot::Direct => {
-                command.args(["max", "-M"]);
+            Boot::Direct(core) => {
+                command.args([core, "-M"]);
                 command.arg(machine("virt,virtualization=on,gic-version=3,acpi=off"));
                 command.arg("-kernel").arg(self.hypervisor);
                 command.arg("-initrd").arg(self.bundle);
@@ -356,7 +363,7 @@ mod tests {
 
     #[test]
     fn the_machine_without() {
-        let all = arguments(&Boot::Direct, Size(1 << 30)).unwrap().join(" ");
+        let all = arguments(&Boot::direct(), Size(1 << 30)).unwrap().join(" ");
         assert!(all.contains("-kernel suzerain.bin -initrd"), "{all}");
         assert!(!all.contains("secure=on") && !all.contains("loader"), "{all}");
     }

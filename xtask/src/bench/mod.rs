@@ -183,7 +183,7 @@ impl Case {
         }
         let base = if self.realms { HYPERVISOR_BASE } else { DIRECT_BASE };
         let options = Options {
-            boot: if self.realms { Boot::Flash(images.flash.clone()) } else { Boot::Direct },
+            boot: if self.realms { Boot::Flash(images.flash.clone()) } else { Boot::direct() },
             timeout: Some(TIMEOUT),
             log: log.clone(),
             live: false,

@@ -37,6 +37,8 @@ pub(super) struct Case {
     timeout: u64,
     cpus: Option<u32>,
     memory: Option<Size>,
+    /// QEMU's name of the cores, for a run without firmware.
+    core: Option<String>,
     damage: Option<Damage>,
     /// What is typed on the console, and after which texts.
     #[serde(default)]
@@ -136,7 +138,7 @@ impl Case {
                 BootKind::Rmm => Boot::Flash(images.flash.clone()),
                 BootKind::NoRmm => Boot::Flash(images.flash_without_rmm.clone()),
                 BootKind::UnknownRmm => Boot::Flash(images.flash_unknown_rmm.clone()),
-                BootKind::Direct => Boot::Direct,
+                BootKind::Direct => self.core.clone().map_or_else(Boot::direct, Boot::Direct),
             },
             timeout: Some(Duration::from_secs(self.timeout)),
             log: project.logs_dir().join(format!("test-{}.log", self.name)),
