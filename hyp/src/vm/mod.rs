@@ -2,7 +2,7 @@
 //!
 //! A [`Vm`] and a [`vcpu::VcpuSlot`] are statics: there are as many as the hypervisor can ever run.
 //! Locks are taken in this order, and none is held across a guest's run except the vCPU's own:
-//! vCPU, then services, then memory, then the scheduler, then the ledger.
+//! vCPU, then services, then a switch or channel, then memory, then the scheduler, then the ledger.
 
 pub mod abandon;
 pub mod audit;

@@ -1,11 +1,13 @@
 use super::names::*;
 use super::{
-    BlockSpec, Budget, Bundle, Conversions, Expect, Fault, FaultSize, KernelFormat, Placement,
-    Populate, SelfTest, VirtioDevice, peek_total_size,
+    BlockSpec, Budget, Bundle, Conversions, Expect, Fault, FaultSize, KernelFormat, NetSpec,
+    Placement, Populate, SelfTest, VirtioDevice, peek_total_size,
 };
 use crate::channel::{End, Endpoint, Window};
 use crate::fdt::FdtError;
+use crate::switch::{MacAddr, PortConfig, SourcePolicy};
 use crate::testing::{self, Prop, Vm, bundle, bundle_with, cell, seal, text, wide};
+use crate::traits::NicId;
 use proptest::prelude::*;
 use std::string::{String, ToString};
 use std::vec;
@@ -332,4 +334,80 @@ fn broken_channels_are_refused() {
     assert_eq!(refused(&[("x", good()), ("x", good())]), ("x/".into(), Fault::DuplicateName));
     let many: Vec<_> = ["p", "q", "r", "s", "t"].map(|name| (name, good())).into();
     assert_eq!(refused(&many), ("t/vms".into(), Fault::TooMany(4)));
+}
+
+fn net(switch: u32, mac: u8) -> Vec<Prop> {
+    let mac = Prop(MAC, vec![2, 0, 0, 0, 0, mac]);
+    vec![cell(SWITCH, switch), mac, wide(QUEUE_BYTES, 0x2000), cell(QUEUE_FRAMES, 9)]
+}
+
+/// A bundle with two switches and a VM with these network devices.
+fn with_nets(devices: &[Vec<Prop>]) -> Vec<u8> {
+    let devices: Vec<_> = devices.iter().map(|props| ("net@x", &props[..], false)).collect();
+    let names = Prop(SWITCHES, b"lan\0dmz\0".to_vec());
+    bundle_with(&[names], &[with_virtio(&devices)])
+}
+
+#[test]
+fn network_devices_are_numbered_and_plugged_in() {
+    let mut second = net(1, 1);
+    second.push(text(SOURCE, SOURCE_ANY));
+    second.push(cell(RATE_KBPS, 100));
+    let bytes = with_nets(&[net(1, 2), second]);
+    let bundle = Bundle::parse(&bytes).unwrap();
+    assert_eq!(bundle.switches.as_slice(), ["lan", "dmz"]);
+    let port = PortConfig {
+        mac: MacAddr([2, 0, 0, 0, 0, 2]),
+        source: SourcePolicy::Own,
+        queue_frames: 9,
+        rate_kbps: None,
+    };
+    let first = NetSpec { nic: NicId { switch: 1, number: 0 }, port, queue_bytes: 0x2000 };
+    let port = PortConfig {
+        mac: MacAddr([2, 0, 0, 0, 0, 1]),
+        source: SourcePolicy::Any,
+        rate_kbps: core::num::NonZeroU32::new(100),
+        ..port
+    };
+    let second = NetSpec { nic: NicId { switch: 1, number: 1 }, port, ..first };
+    assert_eq!(bundle.vms[0].devices.nets().collect::<Vec<_>>(), [&first, &second]);
+}
+
+#[test]
+fn broken_network_devices_are_refused() {
+    let refused = |devices: &[Vec<Prop>]| {
+        let (node, property, fault) = refusal(&with_nets(devices));
+        assert_eq!(node, "a");
+        (property, fault)
+    };
+    let with = |prop: Prop| {
+        let mut props = net(0, 1);
+        props.retain(|other| other.0 != prop.0);
+        props.push(prop);
+        refused(&[props])
+    };
+    let without = |name: &str| {
+        let mut props = net(0, 1);
+        props.retain(|other| other.0 != name);
+        refused(&[props])
+    };
+    for name in [SWITCH, MAC, QUEUE_BYTES, QUEUE_FRAMES] {
+        assert_eq!(without(name), (["net@x/", name].concat(), Fault::Missing));
+    }
+    let range = |value, min, max| Fault::OutOfRange { value, min, max };
+    assert_eq!(with(cell(SWITCH, 4)), ("net@x/switch".into(), range(4, 0, 3)));
+    assert_eq!(with(cell(SWITCH, 2)), ("net/switch".into(), range(2, 0, 1)), "there are two");
+    assert_eq!(with(Prop(MAC, vec![2; 5])), ("net@x/mac-address".into(), Fault::BadType));
+    assert_eq!(with(Prop(MAC, vec![3; 6])), ("net@x/mac-address".into(), Fault::BadValue));
+    assert_eq!(with(Prop(MAC, vec![0; 6])), ("net@x/mac-address".into(), Fault::BadValue));
+    assert_eq!(with(text(SOURCE, "all")), ("net@x/source".into(), Fault::BadValue));
+    let queue = |bytes| with(wide(QUEUE_BYTES, bytes));
+    assert_eq!(queue(2048), ("net@x/queue-bytes".into(), range(2048, 4096, 1 << 20)));
+    assert_eq!(queue(0x3000), ("net@x/queue-bytes".into(), Fault::BadValue));
+    assert_eq!(with(cell(QUEUE_FRAMES, 0)), ("net@x/queue-frames".into(), range(0, 1, 4096)));
+    let rate = range(0, 1, u64::from(u32::MAX));
+    assert_eq!(with(cell(RATE_KBPS, 0)), ("net@x/rate-kbps".into(), rate));
+    assert_eq!(with(cell("mtu", 9000)), ("net@x/mtu".into(), Fault::Unknown));
+    let twice = refused(&[net(0, 1), net(1, 1), net(0, 1)]);
+    assert_eq!(twice, ("net/mac-address".into(), Fault::DuplicateAddress));
 }
