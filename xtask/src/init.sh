@@ -1,7 +1,8 @@
 #!/bin/sh
 # Process 1 of the Linux guest: says that user space is reached and powers off. With `linger=N` on
 # the kernel's command line it stays for N seconds and says one line in each; with `shell` there is
-# a shell on the console first; with `selftest` it runs the self test; with `log` it says what the
+# a shell on the console first; with `selftest` it runs the self test, or with
+# `selftest=N` the same on no more than N MiB of its memory; with `log` it says what the
 # kernel has logged, which a console that comes with a module has not been told. The network device
 # gets the address of `net=ADDRESS/BITS`; with `serve=N` the guest then answers others, which have
 # `ask=ADDRESS`, N times.
@@ -31,7 +32,8 @@ for word in $(cat /proc/cmdline); do
     case $word in
         linger=*) linger=${word#linger=} ;;
         shell) shell=yes ;;
-        selftest) selftest=yes ;;
+        selftest) selftest=all ;;
+        selftest=*) selftest=${word#selftest=} ;;
         net=*) net=${word#net=} ;;
         log) dmesg ;;
     esac
@@ -45,7 +47,7 @@ if [ "$shell" ]; then
     # A session of its own, whose terminal is the console: the shell has line editing and Ctrl-C.
     setsid -c sh -l </dev/ttyAMA0 >/dev/ttyAMA0 2>&1
 fi
-if [ "$selftest" ]; then selftest; fi
+if [ "$selftest" ]; then selftest "$selftest"; fi
 for word in $(cat /proc/cmdline); do
     case $word in
         ask=*) nettest ask "${word#ask=}" ;;
