@@ -279,10 +279,20 @@ impl<'l, H: Host> Realm<'l, H, New> {
     /// The RMM refuses; the realm comes back with the error.
     #[expect(clippy::result_large_err, reason = "the realm itself comes back")]
     pub fn activate(self) -> Result<Realm<'l, H, Active>, DestroyFailure<'l, H, New>> {
-        match self.core.rmm.demand(Command::RealmActivate, [self.core.rd.get()]) {
-            Ok(_) => Ok(Realm { core: self.core, state: PhantomData }),
+        match self.call_activate() {
+            Ok(()) => Ok(self.into_active()),
             Err(error) => Err(DestroyFailure { realm: self, error }),
         }
+    }
+
+    /// REALM_ACTIVATE.
+    pub(crate) fn call_activate(&self) -> Result<(), Error> {
+        self.core.rmm.demand(Command::RealmActivate, [self.core.rd.get()]).map(|_| ())
+    }
+
+    /// The realm, of which the RMM has said that it is active.
+    pub(crate) fn into_active(self) -> Realm<'l, H, Active> {
+        Realm { core: self.core, state: PhantomData }
     }
 }
 

@@ -34,6 +34,7 @@ pub struct Builder<'l, H: Host> {
     position: usize,
     /// Where the step goes on: an address, or the number of a page; 0 at its beginning.
     at: u64,
+    is_active: bool,
 }
 
 impl<H: Host> fmt::Debug for Builder<'_, H> {
@@ -55,7 +56,13 @@ impl<'l, H: Host> Builder<'l, H> {
     ) -> Result<Self, BuildError> {
         plan.check()
             .and_then(|()| Realm::create(rmm, owner, &plan.config))
-            .map(|realm| Self { recs: ArrayVec::new(), realm, position: 0, at: 0 })
+            .map(|realm| Self {
+                recs: ArrayVec::new(),
+                realm,
+                position: 0,
+                at: 0,
+                is_active: false,
+            })
             .map_err(|error| BuildError { step: Step::Create, error })
     }
 
@@ -162,20 +169,22 @@ impl<'l, H: Host> Builder<'l, H> {
         Ok(true)
     }
 
-    /// Activates the realm.
+    /// Activates the realm, after all steps.
     ///
     /// # Errors
-    /// The RMM refuses; what has been built comes back, to be dismantled.
-    #[expect(clippy::result_large_err, reason = "the realm itself comes back")]
-    pub fn activate(self) -> Result<Built<'l, H>, (BuildError, Dismantling<'l, H>)> {
-        let Self { recs, realm, .. } = self;
-        match realm.activate() {
-            Ok(realm) => Ok((realm, recs)),
-            Err(failure) => {
-                let error = BuildError { step: Step::Activate, error: failure.error };
-                Err((error, failure.realm.dismantle(recs)))
-            }
-        }
+    /// The RMM refuses. What has been built is still there.
+    pub fn activate(&mut self) -> Result<(), BuildError> {
+        let step = Step::Activate;
+        self.realm.call_activate().map_err(|error| BuildError { step, error })?;
+        self.is_active = true;
+        Ok(())
+    }
+
+    /// The realm and its RECs. `None`, and everything is destroyed, if it was not activated.
+    #[must_use]
+    pub fn finish(self) -> Option<Built<'l, H>> {
+        let Self { recs, realm, is_active, .. } = self;
+        is_active.then(|| (realm.into_active(), recs))
     }
 
     /// Begins to destroy what has been built.
@@ -197,6 +206,9 @@ impl<'l, H: Host> Realm<'l, H, Active> {
     ) -> Result<Built<'l, H>, BuildError> {
         let mut builder = Builder::new(rmm, owner, plan)?;
         while !builder.advance(plan, pages, u64::MAX)? {}
-        builder.activate().map_err(|(error, _)| error)
+        builder.activate()?;
+        let not_active =
+            BuildError { step: Step::Activate, error: Error::Invalid(Invalid::NothingPending) };
+        builder.finish().ok_or(not_active)
     }
 }

@@ -7,7 +7,7 @@ use mm::ledger::{Delegated, Frames};
 use mm::sync::Mutex;
 
 /// Most granules that the pool of delegated granules can keep.
-pub const POOL_CAPACITY: usize = 512;
+pub const POOL_CAPACITY: usize = 128;
 
 /// Single delegated granules kept for the next table, REC or page, accounted to the hypervisor.
 ///

@@ -148,19 +148,8 @@ pub fn advance(vm: &'static Vm) -> Result<bool, Reason> {
         if !construction.step(vm, image)? {
             return Ok(false);
         }
-        let Space::Construction(construction) = core::mem::replace(&mut *space, Space::None) else {
-            return Ok(true);
-        };
-        let (realm, recs) = match construction.finish(vm) {
-            Ok(built) => built,
-            Err((reason, demolition)) => {
-                *space = Space::Demolition(demolition);
-                return Err(reason);
-            }
-        };
-        *space = Space::Realm(realm);
         drop(space);
-        equip_realm(vm, image.spec, recs)?;
+        equip_realm(vm, image.spec)?;
         connect(vm)?;
         finish(vm);
         Ok(true)
@@ -268,14 +257,23 @@ fn timer_interrupts() -> [Option<HardwarePpi>; 2] {
     ]
 }
 
-/// Gives a realm devices and makes its RECs known to the scheduler.
+/// Turns a construction that is complete into the realm; its RECs.
 #[inline(never)]
-fn equip_realm(
-    vm: &'static Vm,
-    spec: &VmSpec<'_>,
-    recs: ArrayVec<Rec<'static, Smc>, MAX_VCPUS>,
-) -> Result<(), Reason> {
+fn take_over(vm: &Vm) -> ArrayVec<Rec<'static, Smc>, MAX_VCPUS> {
+    let mut space = vm.space.lock();
+    let Space::Construction(construction) = core::mem::replace(&mut *space, Space::None) else {
+        return ArrayVec::new();
+    };
+    let Some((realm, recs)) = construction.finish() else { return ArrayVec::new() };
+    *space = Space::Realm(realm);
+    recs
+}
+
+/// Gives a realm that is complete devices, and makes its RECs known to the scheduler.
+#[inline(never)]
+fn equip_realm(vm: &'static Vm, spec: &VmSpec<'_>) -> Result<(), Reason> {
     let rmm = super::realm::rmm()?;
+    let recs = take_over(vm);
     let ipa_bits = spec.realm().map(|realm| realm.ipa_bits);
     let config = ServicesConfig {
         vgic: VgicConfig {

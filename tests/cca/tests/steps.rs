@@ -87,7 +87,8 @@ fn an_eager_realm_is_built_and_destroyed_in_steps() {
                 while !step(&rmm, budget, &most, || builder.advance(&PLAN, &pages, budget))
                     .expect("no refusal")
                 {}
-                let (mut realm, recs) = builder.activate().expect("active");
+                builder.activate().expect("not refused");
+                let (mut realm, recs) = builder.finish().expect("active");
                 let at = |addr| Ipa::new(RAM + addr);
                 // Nothing is missing, and blocks are whole wherever alignment allows.
                 for (addr, level) in

@@ -35,7 +35,7 @@ pub const DEFAULT_RESETS: u32 = 8;
 /// Priorities are below this.
 pub const PRIORITIES: u32 = 16;
 /// Most granules that stay delegated between realms.
-pub const MAX_POOL: u32 = 512;
+pub const MAX_POOL: u32 = 128;
 /// Largest device tree of a bundle in bytes.
 pub const MAX_TREE: usize = 1 << 20;
 

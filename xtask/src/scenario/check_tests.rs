@@ -186,7 +186,7 @@ fn keys_of_the_other_kind() {
     refused(&format!("{HEAD}populate = \"eager\"\n"), 10, "for realms only");
     refused(&format!("{HEAD}fault = \"block\"\n"), 10, "for realms only");
     refused(&format!("{HEAD}conversions = \"none\"\n"), 10, "for realms only");
-    refused(&HEAD.replace("cpus = 2", "cpus = 2\npool = 513"), 3, "at most 512");
+    refused(&HEAD.replace("cpus = 2", "cpus = 2\npool = 129"), 3, "at most 128");
     refused(&format!("{HEAD}personalization = \"00\"\n"), 10, "for realms only");
     let realm = HEAD.replace("kind = \"vm\"", "kind = \"realm\"");
     refused(&format!("{realm}ipa-bits = 32\n"), 10, "33 to 48");

@@ -8,7 +8,7 @@ use crate::arch::{phys, timer};
 use crate::memory::ledger;
 use crate::vm::build::FdtBuffer;
 use arrayvec::ArrayVec;
-use cca_host::plan::{Builder, PageSource};
+use cca_host::plan::{BuildError, Builder, PageSource};
 use cca_host::{Dismantling, Rec, Rmm};
 use core::fmt;
 use mm::ledger::{Frames, Undelegated, Use};
@@ -77,7 +77,7 @@ impl Construction {
         charged(vm, Life::Build, builder).map(Self).map_err(|error| reason(&error))
     }
 
-    /// Goes on; `true` when all is there but for the activation.
+    /// Goes on; `true` when the realm is active.
     ///
     /// # Errors
     ///
@@ -87,32 +87,22 @@ impl Construction {
         let scratch =
             crate::memory::alloc(0, Use::Interface, vm.owner()).map_err(|error| reason(&error))?;
         let pages = Pages { image, scratch: &scratch };
-        let advance = || self.0.advance(&plan.as_build_plan(), &pages, STEP_CALLS);
-        let outcome = charged(vm, Life::Build, advance);
+        let outcome = charged(vm, Life::Build, || {
+            let done = self.0.advance(&plan.as_build_plan(), &pages, STEP_CALLS)?;
+            if done {
+                self.0.activate()?;
+            }
+            Ok(done)
+        });
         ledger().free(scratch);
-        outcome.map_err(|error| reason(&error))
+        outcome.map_err(|error: BuildError| reason(&error))
     }
 
-    /// Activates the realm.
-    ///
-    /// # Errors
-    ///
-    /// Why the RMM refuses, and what is to be demolished.
-    #[expect(
-        clippy::result_large_err,
-        reason = "the realm itself comes back, and there is no heap"
-    )]
-    pub fn finish(self, vm: &Vm) -> Result<Finished, (Reason, Demolition)> {
-        match charged(vm, Life::Build, || self.0.activate()) {
-            Ok((realm, recs)) => {
-                let ids = recs.iter().map(Rec::id).collect();
-                let shared = SharedPages::new();
-                Ok((RealmSpace { realm, recs: ids, shared }, recs))
-            }
-            Err((error, realm)) => {
-                Err((reason(&error), Demolition::new(realm, SharedPages::new())))
-            }
-        }
+    /// The realm, once it is active.
+    pub fn finish(self) -> Option<Finished> {
+        let (realm, recs) = self.0.finish()?;
+        let ids = recs.iter().map(Rec::id).collect();
+        Some((RealmSpace { realm, recs: ids, shared: SharedPages::new() }, recs))
     }
 
     /// Gives up.
