@@ -61,6 +61,20 @@ pub struct Dialect {
     pub late_draft: bool,
 }
 
+/// How closely the RMM keeps track of memory (RmiTrackingRegionState). Only granules of finely tracked memory can be
+/// delegated one by one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Tracking {
+    /// Not at all: it cannot be delegated.
+    None,
+    /// By granule.
+    Fine,
+    /// By region.
+    Coarse,
+    /// A reserved state, or one of later drafts.
+    Other(u64),
+}
+
 impl fmt::Display for Abi {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -42,7 +42,7 @@ pub use self::exit::{
     Access, ExitCause, HostCall, Mmio, PsciRequest, RecExit, Ripas, RipasChange, SyncExit, SysReg,
     SysRegAccess, TimerState, Timers,
 };
-pub use self::features::{Abi, Capabilities, Dialect, Features, GicModel, Revision};
+pub use self::features::{Abi, Capabilities, Dialect, Features, GicModel, Revision, Tracking};
 pub use self::geometry::{Geometry, LAST_LEVEL, TOP_BLOCK_LEVEL};
 pub use self::measurement::{Digest, HashAlgorithm};
 pub use self::realm::{

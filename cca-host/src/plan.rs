@@ -17,7 +17,7 @@ use crate::measurement::Digest;
 use crate::realm::{RealmConfig, RecConfig};
 use crate::rim::RimBuilder;
 
-/// Most RECs that [`Realm::build`] creates.
+/// Most RECs of a realm that is built from a plan.
 pub const MAX_RECS: usize = 16;
 
 /// A range of protected addresses, granule aligned.

@@ -4,6 +4,21 @@
 //! that the walk ended at a level above, creates the missing tables and sends it again. What comes back
 //! is checked against the ledger. Each loop makes provable progress or ends with an error, so that an RMM
 //! that answers nonsense cannot hold the hypervisor.
+//!
+//! # How many calls
+//!
+//! For a range of P granules that touches T entries of level 2, an RMM that delegates a granule per call, and an
+//! empty pool. Tables above level 3 serve 512 entries or more; two are counted for each range.
+//!
+//! * Mapping: at most 3 P + 8 (T + 1). A granule is delegated, mapped, and undelegated again if there was memory
+//!   already. An entry costs the call that finds its table missing, that table (delegated, created), and the fold
+//!   that replaces it by a block (and its undelegation); the same without the fold for the tables above.
+//! * Unmapping: at most 2 P + 4 T + 2. A granule is unmapped and undelegated; a block that 1.0 cannot unmap, or that
+//!   reaches beyond the range, costs the refusal and a table; a hole costs a call for each table.
+//! * A RIPAS change: at most 3 P + 16 (T + 1): an entry of the range at a time, and the unmapping with a fold for each
+//!   table if it gives memory up.
+//!
+//! `tests/cca/tests/properties.rs` holds each of them against random layouts.
 
 mod book;
 mod budget;

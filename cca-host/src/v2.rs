@@ -3,13 +3,13 @@
 mod memory;
 mod stateful;
 
-use mm::PAGE_SIZE;
 use mm::ledger::Owner;
+use mm::{PAGE_SIZE, PhysAddr};
 
 use crate::command::Command;
 use crate::conduit::{Host, HostMemoryExt};
 use crate::error::Error;
-use crate::features::{Abi, Dialect};
+use crate::features::{Abi, Dialect, Tracking};
 use crate::geometry::LAST_LEVEL;
 use crate::layout::RmmConfig;
 use crate::rmm::Rmm;
@@ -21,6 +21,8 @@ pub(crate) use self::memory::Step;
 pub(crate) const DESCRIPTOR_BYTES: u64 = 8;
 /// Most entries of an address list: one page.
 const MAX_LIST: u64 = PAGE_SIZE / DESCRIPTOR_BYTES;
+/// Bytes of a tracking region as configured: the only size for granules of 4 KiB.
+const TRACKING_REGION: u64 = 1 << 30;
 /// Largest block count of a descriptor.
 const MAX_BLOCKS: u64 = 1023;
 
@@ -82,6 +84,36 @@ impl<H: Host> Rmm<'_, H> {
         self.unless_active(Command::RmmActivate, [])
     }
 
+    /// How the RMM keeps track of the memory from `base` on, and up to which address, at most `top`, that holds
+    /// (GRANULE_TRACKING_GET). RMI 1.0 tracks all RAM that firmware has told it of by granule, and has no call to ask.
+    ///
+    /// # Errors
+    /// The RMM refuses, as it does for addresses that it does not know, or its answer makes no sense.
+    pub fn tracking(&self, base: PhysAddr, top: PhysAddr) -> Result<(Tracking, PhysAddr), Error> {
+        let command = Command::GranuleTrackingGet;
+        let (args, upto) = match self.capabilities().abi {
+            Abi::V1 => return Ok((Tracking::Fine, top)),
+            // One region, whose size RMM_CONFIG_SET has set.
+            Abi::V2(Dialect { terminate: false, .. }) => {
+                let region = base.align_down(TRACKING_REGION);
+                ([region.get(), 0], Some(region.get().saturating_add(TRACKING_REGION)))
+            }
+            Abi::V2(_) => ([base.get(), top.get()], None),
+        };
+        let reply = self.demand(command, args)?;
+        let upto = upto.unwrap_or(reply.x[3]).min(top.get());
+        if upto <= base.get() {
+            return Err(Error::progress(command, base.get(), upto));
+        }
+        let state = match reply.x[2] {
+            1 => Tracking::None,
+            2 => Tracking::Fine,
+            3 => Tracking::Coarse,
+            other => Tracking::Other(other),
+        };
+        Ok((state, PhysAddr::new(upto)))
+    }
+
     /// A call that answers ERROR_GLOBAL if the RMM is active already.
     fn unless_active<const N: usize>(&self, command: Command, args: [u64; N]) -> Result<(), Error> {
         match self.operate(command, args, Owner::HYPERVISOR)?.status {
@@ -105,7 +137,7 @@ impl<H: Host> Rmm<'_, H> {
     }
 
     /// Stops a realm for good (REALM_TERMINATE), where that is a step of its own.
-    pub(crate) fn terminate(&self, rd: mm::PhysAddr, owner: Owner) -> Result<(), Error> {
+    pub(crate) fn terminate(&self, rd: PhysAddr, owner: Owner) -> Result<(), Error> {
         let Abi::V2(Dialect { terminate: true, .. }) = self.capabilities().abi else {
             return Ok(());
         };

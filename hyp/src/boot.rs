@@ -211,7 +211,7 @@ fn boot(x0: u64) -> Result<(), BootError> {
     let parsed = vm::take_bundle(bundle.bytes, crc::best()).map_err(BundleError::Manifest)?;
     stage!("bundle at {}: scenario {}, {} VMs", bundle.pages, parsed.scenario, parsed.vms.len());
     vm::build::init_stage2()?;
-    vm::realm::init(rme);
+    vm::realm::init(rme, &machine.memory);
     stage!("realms: {}", vm::realm::Availability);
     start_console_input(console);
     vm::build::start_all();

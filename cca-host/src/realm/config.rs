@@ -2,6 +2,7 @@
 
 use crate::conduit::Host;
 use crate::error::{Error, Invalid};
+use crate::features::Abi;
 use crate::geometry::Geometry;
 use crate::layout::RealmFeatures;
 use crate::measurement::HashAlgorithm;
@@ -130,6 +131,15 @@ impl RealmConfig {
                 let (asked, supported) = (asked.into(), supported.into());
                 return Err(Error::Invalid(Invalid::Parameter { name, asked, supported }));
             }
+        }
+        // Later drafts of 2.0 have no flag for LPA2.
+        let has_lpa2 = match rmm.capabilities().abi {
+            Abi::V1 => features.lpa2,
+            Abi::V2(dialect) => features.lpa2 && !dialect.late_draft,
+        };
+        if self.ipa_bits > MAX_IPA_BITS_WITHOUT_LPA2 && !has_lpa2 {
+            let (asked, supported) = (self.ipa_bits.into(), MAX_IPA_BITS_WITHOUT_LPA2.into());
+            return Err(Error::Invalid(Invalid::Parameter { name: "ipa_bits", asked, supported }));
         }
         if !features.supports(self.hash) {
             return Err(Error::Invalid(Invalid::Hash(self.hash)));

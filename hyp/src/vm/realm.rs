@@ -10,10 +10,10 @@ use crate::arch::smc::Smc;
 use crate::arch::{phys, timer};
 use crate::memory::ledger;
 use arrayvec::ArrayVec;
-use cca_host::{Active, Config, GicModel, Realm, RecId, Rmm, SharedAttrs};
+use cca_host::{Active, Config, GicModel, Realm, RecId, Rmm, SharedAttrs, Tracking};
 use core::fmt;
 use core::sync::atomic::Ordering;
-use mm::ledger::{Frames, Undelegated};
+use mm::ledger::{Frames, PhysRange, Undelegated};
 use mm::{Ipa, PAGE_SIZE, PhysAddr};
 use shared::SharedPages;
 use spin::Once;
@@ -29,16 +29,37 @@ const _: () = assert!(manifest::MAX_POOL as usize <= cca_host::POOL_CAPACITY);
 static RMM: Once<Result<Rmm<'static, Smc>, Reason>> = Once::new();
 
 /// Looks for an RMM and agrees on a version with it; once at boot. `rme` says whether the cores have
-/// realms at all.
-pub fn init(rme: bool) {
+/// realms at all, `ram` is the memory from which they are to be made.
+pub fn init(rme: bool, ram: &[PhysRange]) {
     RMM.call_once(|| {
         if !rme {
             return Err(Reason::new(format_args!("this machine has no RME, so no realms")));
         }
         let config = Config { pool_limit: POOL };
         Rmm::negotiate(Smc, ledger(), config)
+            .inspect(|rmm| check_tracking(rmm, ram))
             .map_err(|error| Reason::new(format_args!("no RMM to work with: {error}")))
     });
+}
+
+/// Warns of RAM that the RMM does not know granule by granule: realms cannot be made from it.
+fn check_tracking(rmm: &Rmm<'_, Smc>, ram: &[PhysRange]) {
+    for range in ram {
+        let mut at = range.start;
+        while at < range.end {
+            match rmm.tracking(at, range.end) {
+                Ok((Tracking::Fine, upto)) => at = upto,
+                Ok((tracking, upto)) => {
+                    log::warn!("RMM's tracking of {}: {tracking:?}", PhysRange::new(at, upto));
+                    at = upto;
+                }
+                Err(error) => {
+                    log::warn!("RMM's tracking of {}: {error}", PhysRange::new(at, range.end));
+                    break;
+                }
+            }
+        }
+    }
 }
 
 /// The RMM.

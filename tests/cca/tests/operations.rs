@@ -1,10 +1,10 @@
 //! Stateful operations of RMI 2.0: every form of donation, memory that runs out on the way, and operations that are
 //! cancelled or cannot be.
 
-use cca_host::{Command, Config, Error, Realm, RealmConfig, RecConfig, Rmm};
-use cca_tests::{Refusal, Rig, World, destroy, with_world_of};
-use mm::Ipa;
+use cca_host::{Command, Config, Error, Realm, RealmConfig, RecConfig, Rmm, Tracking};
+use cca_tests::{RAM_BASE, Refusal, Rig, World, abis, destroy, with_world_of};
 use mm::ledger::{Frames, Owner, Undelegated, Use};
+use mm::{Ipa, PhysAddr};
 use rmm::{Abi, Donation, Rmi2};
 
 const OWNER: Owner = Owner::vm(1);
@@ -20,7 +20,7 @@ fn each_form(test: impl Fn(World<'_>, Donation)) {
         };
         println!("{donation:?}");
         let abi = Abi::V2_0(Rmi2 { donation, ..Rmi2::HEAD });
-        with_world_of(8 << 20, abi, |world| test(world, donation));
+        with_world_of(1 << 20, abi, |world| test(world, donation));
     }
 }
 
@@ -131,4 +131,37 @@ fn a_refused_step_of_a_cancellation_is_survived() {
         assert!(cases > 20);
         hoard.into_iter().for_each(|granule| world.ledger.free(granule));
     });
+}
+
+#[test]
+fn tracking_of_memory_is_asked_for_in_each_form() {
+    for abi in abis() {
+        with_world_of(8 << 20, abi, |world| {
+            let rmm = negotiate(&world, 0);
+            let (base, top) = (PhysAddr::new(RAM_BASE), PhysAddr::new(RAM_BASE + (8 << 20)));
+            assert_eq!(rmm.tracking(base, top), Ok((Tracking::Fine, top)), "{abi:?}");
+            if abi != Abi::V1_0 {
+                // Neither draft knows of memory there, or that there can be any.
+                let (base, top) = (PhysAddr::new(1 << 30), PhysAddr::new(2 << 30));
+                assert_eq!(rmm.tracking(base, top), Ok((Tracking::None, top)), "{abi:?}");
+                let far = PhysAddr::new(1 << 56);
+                assert!(rmm.tracking(far, PhysAddr::new((1 << 56) + 4096)).is_err());
+            }
+        });
+    }
+}
+
+#[test]
+fn wide_address_spaces_need_an_rmm_with_lpa2() {
+    for abi in abis() {
+        with_world_of(8 << 20, abi, |world| {
+            let rmm = negotiate(&world, 0);
+            let before = rmm.calls().total();
+            for bits in [49, 52, 53] {
+                let refused = Realm::create(&rmm, OWNER, &RealmConfig::new(bits)).err();
+                assert!(matches!(refused, Some(Error::Invalid(_))), "{bits} bits: {refused:?}");
+            }
+            assert_eq!(rmm.calls().total(), before, "what the RMM would refuse is not sent");
+        });
+    }
 }

@@ -1,7 +1,7 @@
 //! Each call of a life cycle refused in turn with each status: no panic, no endless loop, an error that
 //! names the call, and every granule accounted for afterwards.
 
-use cca_host::plan::{BuildPlan, IpaRange, PageSource, Segment};
+use cca_host::plan::{BuildPlan, Builder, IpaRange, PageSource, Segment};
 use cca_host::{Command, Config, Error, Realm, RealmConfig, RecConfig, Rmm};
 use cca_tests::{Refusal, Rig, RunError, Services, World, destroy, run_to_end, with_world_of};
 use mm::ledger::{Census, Owner, Use};
@@ -100,6 +100,52 @@ fn live(world: &World<'_>, rmm: &Rmm<'_, &Rig>, image: PhysAddr, shared: PhysAdd
     life
 }
 
+/// Builds a realm whose RAM gets memory at once and destroys it, both in steps, and gives the driver's pool back.
+fn live_in_steps(world: &World<'_>, rmm: &Rmm<'_, &Rig>, image: PhysAddr, _: PhysAddr) -> Life {
+    let mut life = Life { errors: Vec::new(), entries_refused: false };
+    let plan = BuildPlan {
+        config: RealmConfig::new(33),
+        ram: &[IpaRange { base: Ipa::new(RAM), top: Ipa::new(RAM + 10 * PAGE_SIZE) }],
+        segments: &[Segment { ipa: Ipa::new(RAM + 2 * PAGE_SIZE), pages: 2, measured: false }],
+        eager: true,
+        recs: &[RecConfig { pc: RAM, gprs: [0; 8], runnable: true }],
+    };
+    match Builder::new(rmm, OWNER, &plan) {
+        Err(error) => life.errors.push(error.error),
+        Ok(mut builder) => {
+            let built = loop {
+                match builder.advance(&plan, &Pages(image), STEP) {
+                    Ok(false) => {}
+                    Ok(true) => break builder.activate(),
+                    Err(error) => break Err(error),
+                }
+            };
+            life.errors.extend(built.err().map(|error| error.error));
+            let mut realm = builder.dismantle();
+            let mut refused = 0;
+            while refused < 4 {
+                match realm.step(STEP) {
+                    Ok(None) => {}
+                    Ok(Some(_)) => break,
+                    Err(error) => {
+                        refused += 1;
+                        life.errors.push(error);
+                    }
+                }
+            }
+        }
+    }
+    assert!(world.rig.calls() < 100_000, "an endless loop");
+    rmm.drain_pool();
+    life
+}
+
+/// Calls of a step.
+const STEP: u64 = 5;
+
+/// A life cycle whose calls are refused.
+type LifeCycle = fn(&World<'_>, &Rmm<'_, &Rig>, PhysAddr, PhysAddr) -> Life;
+
 /// What came of all cases of a test.
 #[derive(Debug, Default)]
 struct Totals {
@@ -109,9 +155,9 @@ struct Totals {
 }
 
 /// Refuses each call of the life cycle in turn with `word`.
-fn refuse_each_call(word: u64, abi: Abi, pool_limit: usize, totals: &mut Totals) {
+fn refuse_each_call(live: LifeCycle, word: u64, abi: Abi, pool_limit: usize, totals: &mut Totals) {
     let mut call = 0;
-    while let Some(next) = refuse_calls_from(call, word, abi, pool_limit, totals) {
+    while let Some(next) = refuse_calls_from(call, live, word, abi, pool_limit, totals) {
         call = next;
     }
 }
@@ -120,6 +166,7 @@ fn refuse_each_call(word: u64, abi: Abi, pool_limit: usize, totals: &mut Totals)
 /// calls have been tried; returns where to go on.
 fn refuse_calls_from(
     first: u64,
+    live: LifeCycle,
     word: u64,
     abi: Abi,
     pool_limit: usize,
@@ -196,11 +243,11 @@ fn check(case: &str, word: u64, fid: u64, life: &Life, before: &Census, after: &
     assert!(named || steers, "{case}");
 }
 
-fn refuse_everything(abi: Abi, pool_limits: &[usize]) {
+fn refuse_everything(live: LifeCycle, abi: Abi, pool_limits: &[usize]) {
     let mut totals = Totals::default();
     for &pool_limit in pool_limits {
         for word in words() {
-            refuse_each_call(word, abi, pool_limit, &mut totals);
+            refuse_each_call(live, word, abi, pool_limit, &mut totals);
         }
     }
     let Totals { cases, lost, held } = totals;
@@ -212,16 +259,23 @@ fn refuse_everything(abi: Abi, pool_limits: &[usize]) {
 
 #[test]
 fn every_refusal_of_1_0_is_survived_and_accounted_for() {
-    refuse_everything(Abi::V1_0, &[0, 4]);
+    refuse_everything(live, Abi::V1_0, &[0, 4]);
 }
 
 #[test]
 fn every_refusal_of_2_0_is_survived_and_accounted_for() {
-    refuse_everything(Abi::V2_0(Rmi2::HEAD), &[0]);
+    refuse_everything(live, Abi::V2_0(Rmi2::HEAD), &[0]);
 }
 
 #[test]
 fn every_refusal_of_a_later_2_0_is_survived_and_accounted_for() {
     let later = Rmi2 { whole_ranges: true, yields: true, ..Rmi2::HEAD };
-    refuse_everything(Abi::V2_0(later), &[4]);
+    refuse_everything(live, Abi::V2_0(later), &[4]);
+}
+
+#[test]
+fn every_refusal_of_a_step_is_survived_and_accounted_for() {
+    for abi in [Abi::V1_0, Abi::V2_0(Rmi2::HEAD)] {
+        refuse_everything(live_in_steps, abi, &[0]);
+    }
 }
