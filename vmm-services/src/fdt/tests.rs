@@ -222,3 +222,112 @@ proptest! {
         }
     }
 }
+
+/// Checks `node` and all below it against the rules of the Devicetree Specification v0.4 and of the bindings
+/// that its `compatible` names; collects phandles and what refers to them.
+fn check_node(node: &Node<'_>, cells: (u32, u32), handles: &mut Vec<u32>, users: &mut Vec<u32>) {
+    let name = node.name();
+    // Section 2.2.1: a node with `reg` has the first address as its unit address, others have none.
+    let unit = name.split_once('@').map(|(_, unit)| u64::from_str_radix(unit, 16).unwrap());
+    let reg = node.property("reg");
+    assert_eq!(unit.is_some(), reg.is_some(), "{name}");
+    if let Some(reg) = reg {
+        let (address, size) = cells;
+        assert_eq!(reg.cells().count() as u32 % (address + size), 0, "{name}: reg");
+        let first = reg.cells().take(address as usize).fold(0, |n, c| n << 32 | u64::from(c));
+        assert_eq!(unit, Some(first), "{name}");
+    }
+    if let Some(compatible) = node.property("compatible") {
+        assert!(compatible.strings().all(|name| !name.is_empty()), "{name}");
+        assert!(compatible.strings().next().is_some(), "{name}");
+    }
+    // The GIC binding: three cells, kind, number, flags.
+    if let Some(interrupts) = node.property("interrupts") {
+        let cells: Vec<u32> = interrupts.cells().collect();
+        assert!(!cells.is_empty() && cells.len().is_multiple_of(3), "{name}: interrupts");
+        for specifier in cells.chunks(3) {
+            let private = specifier[0] == 1 && specifier[1] < 16;
+            assert!(private || specifier[0] == 0 && specifier[1] < 96, "{name}: {specifier:?}");
+            assert!([1, 4].contains(&specifier[2]), "{name}: {specifier:?}");
+        }
+    }
+    if let Some(handle) = node.property("phandle") {
+        let handle = handle.u32().unwrap();
+        assert!(handle != 0 && !handles.contains(&handle), "{name}: phandle");
+        handles.push(handle);
+    }
+    users.extend(node.property("interrupt-parent").map(|p| p.u32().unwrap()));
+    users.extend(node.property("clocks").iter().flat_map(|p| p.cells()));
+    if let Some(clocks) = node.property("clocks") {
+        let names = node.property("clock-names").unwrap().strings().count();
+        assert_eq!(clocks.cells().count(), names, "{name}: one name per clock");
+    }
+    let required: &[&str] = match node.property("compatible").and_then(|c| c.strings().next()) {
+        Some("arm,gic-v3") => &["reg", "#interrupt-cells", "interrupt-controller", "phandle"],
+        Some("arm,armv8-timer") => &["interrupts"],
+        Some("arm,pl011") => &["reg", "interrupts", "clocks", "clock-names"],
+        Some("fixed-clock") => &["#clock-cells", "clock-frequency", "phandle"],
+        Some("virtio,mmio") => &["reg", "interrupts"],
+        Some("arm,psci-1.0") => &["method"],
+        Some("arm,armv8") => &["device_type", "reg", "enable-method"],
+        _ => &[],
+    };
+    required.iter().for_each(|p| assert!(node.property(p).is_some(), "{name}: no {p}"));
+    let own = |p, default| node.property(p).map_or(default, |p| p.u32().unwrap());
+    let cells = (own("#address-cells", 2), own("#size-cells", 1));
+    let names: Vec<&str> = node.children().map(|child| child.name()).collect();
+    let unique: std::collections::BTreeSet<_> = names.iter().collect();
+    assert_eq!(unique.len(), names.len(), "{name}: two children of one name");
+    node.children().for_each(|child| check_node(&child, cells, handles, users));
+}
+
+#[test]
+fn guest_trees_follow_the_bindings() {
+    let device = |intid, compatible| crate::passthrough::Passthrough {
+        base: 0x901_0000,
+        size: 0x1000,
+        intid,
+        compatible,
+    };
+    let clock = [device(Some(34), b"arm,pl031\0arm,primecell\0")];
+    let other = [device(None, b"vendor,device\0")];
+    let vm = GuestTree { passthrough: &clock, ..example() };
+    let trees = [
+        vm,
+        GuestTree { vcpus: 1, uart: None, virtio: 0, initrd: None, passthrough: &other, ..vm },
+        GuestTree { psci_by_smc: true, vcpus: 16, passthrough: &[], channels: &[], ..vm },
+    ];
+    for tree in trees {
+        let bytes = guest(&tree);
+        let parsed = Fdt::new(&bytes).unwrap();
+        let root = parsed.root();
+        for property in ["compatible", "model", "#address-cells", "#size-cells"] {
+            assert!(root.property(property).is_some(), "the root has no {property}");
+        }
+        let (mut handles, mut users) = (Vec::new(), Vec::new());
+        check_node(&root, (2, 1), &mut handles, &mut users);
+        assert!(users.iter().all(|user| handles.contains(user)), "{users:?} in {handles:?}");
+        // Memory is RAM as a whole, and nothing of it is anybody else's.
+        let memory = parsed.find("/memory").unwrap();
+        assert_eq!(memory.property("device_type").unwrap().str(), Some("memory"));
+        assert_eq!(memory.reg().collect::<Vec<_>>(), [(0x4000_0000, tree.memory)]);
+        assert!(parsed.find("/reserved-memory").is_none());
+        assert_eq!(parsed.reservations().count(), 0);
+        let method = parsed.find("/psci").unwrap().property("method").unwrap().str();
+        assert_eq!(method, Some(if tree.psci_by_smc { "smc" } else { "hvc" }));
+        let cpus = parsed.find("/cpus").unwrap().children().count();
+        assert_eq!(cpus, tree.vcpus);
+        let chosen = parsed.find("/chosen").unwrap();
+        assert_eq!(chosen.property("bootargs").unwrap().str(), Some(tree.cmdline));
+        let bound = |name| chosen.property(name).and_then(|p| p.number());
+        let initrd = bound("linux,initrd-start").zip(bound("linux,initrd-end"));
+        assert_eq!(initrd, tree.initrd);
+        // `stdout-path` is an alias of a node that is there.
+        let stdout = chosen.property("stdout-path").map(|p| p.str().unwrap());
+        assert_eq!(stdout.is_some(), tree.uart.is_some());
+        if let Some(alias) = stdout {
+            let path = parsed.find("/aliases").unwrap().property(alias).unwrap().str().unwrap();
+            assert!(parsed.find(path).unwrap().is_compatible("arm,pl011"));
+        }
+    }
+}

@@ -4,7 +4,7 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use guest_rt::{MAX_CPUS, cpu_index, mmu};
+use guest_rt::{MAX_CPUS, cpu_index, mmu, timer};
 
 use crate::guest::Guest;
 use crate::rng::Rng;
@@ -128,9 +128,10 @@ extern "C" fn hostile_interrupt(group: u64) {
 fn silence(intid: u32) {
     let frame = GICR + GICR_STRIDE * cpu_index() as u64 + SGI_FRAME;
     match intid {
-        // Later, and not never: somebody may be about to wait for it.
+        // Not never, since somebody may be about to wait for it, and not soon, since each exit of a
+        // realm takes its time.
         VTIMER_INTID => {
-            write!("cntv_tval_el0", 100_000);
+            write!("cntv_tval_el0", timer::steps(10));
             return;
         }
         UART_INTID => store(UART + UARTIMSC, 0),
