@@ -47,9 +47,10 @@ fn driver(abi: rmm::Abi, pool_limit: usize) -> (Arc<Rmm<'static, Host>>, mm::led
     let words = Ledger::metadata_words(&ram, limit).unwrap();
     let ledger = Ledger::new(&ram, limit, vec![0; words].leak()).unwrap();
     let ledger: &Ledger<'static> = Box::leak(Box::new(ledger));
-    let census = ledger.census();
     let host = Host(StdArc::new(Rig::new(RAM, abi)));
     let rmm = Rmm::negotiate(host, ledger, Config { pool_limit }).expect("an RMM");
+    // After that: with RMI 2.0 the driver keeps a page for itself.
+    let census = ledger.census();
     (Arc::new(rmm), census)
 }
 
