@@ -67,6 +67,9 @@ pub(crate) struct Counting {
     pub(crate) plugin: PathBuf,
     /// Where the plugin writes its counts.
     pub(crate) result: PathBuf,
+    /// Where the serial port writes: to a file, since how fast a pipe is read shows in the state of
+    /// the UART, and so in how often guests and firmware ask for it.
+    pub(crate) output: PathBuf,
     /// Physical base and bytes of the hypervisor.
     pub(crate) hypervisor: (u64, u64),
     /// Physical base and bytes of the RMM.
@@ -132,7 +135,11 @@ impl Machine<'_> {
     /// When the bundle does not fit the machine's memory.
     pub(crate) fn command(&self) -> Result<Command> {
         let mut command = tied_to_this_process("qemu-system-aarch64");
-        command.args(["-display", "none", "-monitor", "none", "-serial", "stdio"]);
+        command.args(["-display", "none", "-monitor", "none", "-serial"]);
+        match self.counting {
+            Some(counting) => command.arg(format!("file:{}", counting.output.display())),
+            None => command.arg("stdio"),
+        };
         command.args(["-nodefaults", "-no-reboot", "-cpu"]);
         let machine = |options: &str| match self.counting {
             Some(_) => format!("{options},dtb-randomness=off"),
@@ -195,7 +202,15 @@ impl Machine<'_> {
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot run {:?}", command.get_program()))?;
-        Running { child }.follow(&mut log, serial, timeout)
+        let (ending, mut transcript) = Running { child }.follow(&mut log, serial, timeout)?;
+        if let Some(counting) = self.counting {
+            let output = std::fs::read(&counting.output)?;
+            for line in String::from_utf8_lossy(&output).lines() {
+                writeln!(log, "{line}")?;
+                transcript.take(line);
+            }
+        }
+        Ok((ending, transcript))
     }
 }
 

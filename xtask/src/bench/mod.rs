@@ -191,6 +191,7 @@ impl Case {
             counting: Some(Counting {
                 plugin: plugin.to_owned(),
                 result: result.clone(),
+                output: log.with_extension("serial"),
                 hypervisor: (base, images.hypervisor_memory),
                 rmm: self.realms.then_some(RMM),
             }),
