@@ -222,3 +222,41 @@ fn the_kernels_first_bytes_tell_its_type() {
     let bytes = write(&folder.scenario(TEXT)).unwrap();
     assert_eq!(Bundle::parse(&bytes).unwrap().vms[0].kernel_format, KernelFormat::Raw);
 }
+
+#[test]
+fn devices_of_the_machine_reach_the_hypervisor() {
+    let folder = Folder::new("passthrough");
+    folder.image("kernel", &kernel());
+    let scenario = folder.scenario(
+        r#"
+[machine]
+cpus = 1
+memory = "1G"
+[[vm]]
+name = "one"
+kind = "vm"
+memory = "64M"
+kernel = "kernel"
+[[vm.device]]
+kind = "passthrough"
+address = 0x0901_0000
+size = 0x1000
+interrupt = 34
+compatible = ["arm,pl031", "arm,primecell"]
+dma = "none"
+[[vm.device]]
+kind = "passthrough"
+address = 0x0902_0000
+size = 0x18
+compatible = ["vendor,device"]
+dma = "none"
+"#,
+    );
+    let bytes = write(&scenario).unwrap();
+    let bundle = Bundle::parse(&bytes).unwrap();
+    let devices = bundle.vms[0].passthrough.as_slice();
+    let found: Vec<_> = devices.iter().map(|d| (d.base, d.size, d.intid, d.compatible)).collect();
+    let [clock, other]: [&[u8]; 2] = [b"arm,pl031\0arm,primecell\0", b"vendor,device\0"];
+    assert_eq!(found, [(0x901_0000, 0x1000, Some(34), clock), (0x902_0000, 0x18, None, other)]);
+    assert!(bundle.vms[0].devices.uart.is_none(), "only what was asked for");
+}
