@@ -99,6 +99,8 @@ impl Construction {
     }
 
     /// The realm, once it is active.
+    // Inlined, the moves of what is in here become a hundred kilobytes of single-byte copies.
+    #[inline(never)]
     pub fn finish(self) -> Option<Finished> {
         let (realm, recs) = self.0.finish()?;
         let ids = recs.iter().map(Rec::id).collect();
@@ -106,6 +108,7 @@ impl Construction {
     }
 
     /// Gives up.
+    #[inline(never)]
     pub fn demolish(self) -> Demolition {
         Demolition::new(self.0.dismantle(), SharedPages::new())
     }
