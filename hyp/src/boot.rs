@@ -214,6 +214,7 @@ fn boot(x0: u64) -> Result<(), BootError> {
     vm::realm::init(rme, &machine.memory);
     stage!("realms: {}", vm::realm::Availability);
     start_console_input(console);
+    crate::run::expect_cores(cores::online_mask());
     vm::build::start_all();
     cores::release();
     Ok(())

@@ -45,6 +45,12 @@ enum Flow {
     Leave(Stop),
 }
 
+/// Tells the scheduler which cores are going to enter the run loop, before VMs are started.
+pub fn expect_cores(mask: u32) {
+    let mut scheduler = SCHEDULER.lock();
+    CoreSet::from_bits(mask).iter().for_each(|core| scheduler.bring_up(core));
+}
+
 /// Enters the run loop of this core.
 pub fn enter() -> ! {
     let core = CoreId(core_index() as u8);

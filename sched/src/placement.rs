@@ -26,7 +26,7 @@ impl<const CORES: usize, const ENTITIES: usize> Scheduler<CORES, ENTITIES> {
         {
             return calmest;
         }
-        // While none of its cores is up, it waits in the queue of one that will be.
+        // While none of its cores is up, it waits in the queue of one that may come.
         let candidates = if online.is_empty() { allowed } else { online };
         let shortest = candidates.iter().min_by_key(|&core| self.load(core));
         match (last, shortest) {

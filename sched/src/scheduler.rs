@@ -254,7 +254,7 @@ impl<const CORES: usize, const ENTITIES: usize> Scheduler<CORES, ENTITIES> {
     }
 
     /// Chooses what `core` does next. An entity that it still runs is stopped as
-    /// [`Stop::Preempted`] first. The first pick of a core brings it online.
+    /// [`Stop::Preempted`] first. The first pick of a core brings it up ([`Self::bring_up`]).
     pub fn pick(&mut self, core: CoreId, now: u64) -> Pick {
         if core.index() >= CORES {
             let next = Next::Idle { deadline: None };
@@ -284,6 +284,17 @@ impl<const CORES: usize, const ENTITIES: usize> Scheduler<CORES, ENTITIES> {
         self.kicks.remove(core);
         self.push_waiting();
         Pick { next, kicks: self.take_kicks() }
+    }
+
+    /// Says that `core` is up and is going to [`Self::pick`]. Entities that become runnable before any
+    /// core has picked wait for such cores only: those that wait for a core that never comes would run
+    /// only when another one has nothing else to do.
+    pub fn bring_up(&mut self, core: CoreId) {
+        if let Some(this) = self.cores.get_mut(core.index())
+            && this.activity == Activity::Offline
+        {
+            this.activity = Activity::Choosing;
+        }
     }
 
     /// Takes `core` out of service: it will not pick again. The entity that it runs is over
