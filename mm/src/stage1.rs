@@ -18,7 +18,7 @@ use core::mem::ManuallyDrop;
 use core::num::NonZeroUsize;
 use core::ptr::NonNull;
 
-use aarch64_paging::descriptor::{El23Attributes, PhysicalAddress, VirtualAddress};
+use aarch64_paging::descriptor::{El23Attributes, PhysicalAddress};
 use aarch64_paging::paging::{Constraints, El2, MemoryRegion, PageTable, Translation};
 use aarch64_paging::{MapError, Mapping};
 
@@ -216,15 +216,14 @@ impl Stage1 {
     /// nothing is unmapped then.
     pub fn unmap(&mut self, range: PhysRange) -> Result<(), Stage1Error> {
         check(range)?;
-        let mut at = range.start.get();
-        while at < range.end.get() {
-            let (leaf, attributes) = self.entry(at)?;
-            if attributes.is_some() && (leaf.start < range.start || leaf.end > range.end) {
+        self.for_each_entry(range, |leaf, attributes| {
+            let straddles = leaf.start < range.start || leaf.end > range.end;
+            if attributes.is_some() && straddles {
                 return Err(Stage1Error::Straddles(leaf.start));
             }
-            at = leaf.end.get();
-        }
-        at = range.start.get();
+            Ok(())
+        })?;
+        let mut at = range.start.get();
         while at < range.end.get() {
             let (leaf, attributes) = self.entry(at)?;
             if attributes.is_some() {
@@ -239,16 +238,11 @@ impl Stage1 {
     /// What is mapped at an address: the attributes of `kind`, if all of `range` is mapped as that.
     #[must_use]
     pub fn is_mapped(&self, range: PhysRange, kind: Kind) -> bool {
-        let mut at = range.start.get();
-        while at < range.end.get() {
-            match self.entry(at) {
-                Ok((leaf, Some(attributes))) if attributes == kind.attributes() => {
-                    at = leaf.end.get();
-                }
-                _ => return false,
-            }
-        }
-        true
+        let wanted = Some(kind.attributes());
+        self.for_each_entry(range, |leaf, found| {
+            if found == wanted { Ok(()) } else { Err(Stage1Error::Overlap(leaf.start)) }
+        })
+        .is_ok()
     }
 
     /// Physical address of the root table, for `TTBR0_EL2`.
@@ -277,14 +271,12 @@ impl Stage1 {
     ) -> Result<(), Stage1Error> {
         check(range)?;
         let attributes = kind.attributes();
-        let mut at = range.start.get();
-        while at < range.end.get() {
-            let (leaf, found) = self.entry(at)?;
-            if found.is_some_and(|found| found != attributes) {
-                return Err(Stage1Error::Overlap(PhysAddr::new(at)));
+        self.for_each_entry(range, |leaf, found| match found {
+            Some(found) if found != attributes => {
+                Err(Stage1Error::Overlap(leaf.start.max(range.start)))
             }
-            at = leaf.end.get();
-        }
+            _ => Ok(()),
+        })?;
         let in_pages = constraints.contains(Constraints::NO_BLOCK_MAPPINGS);
         if tables_at_most(range, in_pages) > self.free_table_pages() as u64 {
             return Err(Stage1Error::OutOfTables);
@@ -311,22 +303,38 @@ impl Stage1 {
 
     /// The entry that decides about `at`: what it covers, and its attributes if it maps something.
     fn entry(&self, at: u64) -> Result<(PhysRange, Option<El23Attributes>), Stage1Error> {
-        let start = address(at);
-        let page = MemoryRegion::new(start, start + PAGE_SIZE as usize);
+        let start = PhysAddr::new(at);
+        let page = PhysRange::new(start, PhysAddr::new(at.saturating_add(PAGE_SIZE)));
         let mut found = None;
-        self.map
-            .walk_range(&page, &mut |_, descriptor, level| {
-                let bytes = ENTRY_BYTES.get(level).copied().unwrap_or(PAGE_SIZE);
-                let attributes = descriptor.flags() - El23Attributes::TABLE_OR_PAGE;
-                found = Some((bytes, descriptor.is_valid().then_some(attributes)));
-                Ok(())
-            })
-            .map_err(Stage1Error::Paging)?;
-        let (bytes, attributes) =
-            found.ok_or(Stage1Error::Paging(MapError::AddressRange(VirtualAddress(start))))?;
-        let first = PhysAddr::new(at).align_down(bytes);
-        let end = PhysAddr::new(first.get().saturating_add(bytes));
-        Ok((PhysRange::new(first, end), attributes))
+        self.for_each_entry(page, |leaf, attributes| {
+            found = Some((leaf, attributes));
+            Ok(())
+        })?;
+        found.ok_or(Stage1Error::BadRange(page))
+    }
+
+    /// Calls `visit` for the entries that decide about `range`, in ascending order and up to the first
+    /// error, with what each covers, and its attributes if it maps something. One walk for the whole
+    /// range: a walk for each page costs several times as much.
+    fn for_each_entry(
+        &self,
+        range: PhysRange,
+        mut visit: impl FnMut(PhysRange, Option<El23Attributes>) -> Result<(), Stage1Error>,
+    ) -> Result<(), Stage1Error> {
+        let region = MemoryRegion::new(address(range.start.get()), address(range.end.get()));
+        let mut refused = None;
+        let walked = self.map.walk_range(&region, &mut |part, descriptor, level| {
+            let bytes = ENTRY_BYTES.get(level).copied().unwrap_or(PAGE_SIZE);
+            let first = PhysAddr::new(part.start().0 as u64).align_down(bytes);
+            let end = PhysAddr::new(first.get().saturating_add(bytes));
+            let attributes = descriptor.flags() - El23Attributes::TABLE_OR_PAGE;
+            let attributes = descriptor.is_valid().then_some(attributes);
+            visit(PhysRange::new(first, end), attributes).map_err(|error| refused = Some(error))
+        });
+        match refused {
+            Some(error) => Err(error),
+            None => walked.map_err(Stage1Error::Paging),
+        }
     }
 }
 
@@ -430,6 +438,17 @@ mod tests {
         assert!(!map.is_mapped(range(0, 4096), Kind::Data), "nothing was mapped");
         map.map(range(0, 2 * MIB), Kind::Code).unwrap();
         assert!(map.is_mapped(range(0, 2 * MIB), Kind::Code));
+        // Entries of several levels in one range, and a block that begins before it.
+        map.map(range(4 * MIB, 2 * MIB), Kind::Device).unwrap();
+        assert_eq!(
+            map.map(range(2 * MIB, 3 * MIB), Kind::Data),
+            Err(Stage1Error::Overlap(PhysAddr::new(4 * MIB)))
+        );
+        assert_eq!(
+            map.map(range(5 * MIB, 3 * MIB), Kind::Data),
+            Err(Stage1Error::Overlap(PhysAddr::new(5 * MIB)))
+        );
+        assert!(!map.is_mapped(range(2 * MIB, 4096), Kind::Data), "nothing was mapped");
     }
 
     #[test]
@@ -464,6 +483,10 @@ mod tests {
         assert!(map.is_mapped(range(4 * MIB, 4 * MIB + 4096), Kind::Data));
         assert!(!map.is_mapped(range(8 * MIB + 4096, 4096), Kind::Data));
         assert_eq!(map.unmap(range(4096, 4 * MIB)), Err(Stage1Error::Straddles(PhysAddr::new(0))));
+        assert_eq!(
+            map.unmap(range(2 * MIB, 3 * MIB)),
+            Err(Stage1Error::Straddles(PhysAddr::new(4 * MIB)))
+        );
         assert!(map.is_mapped(range(0, 2 * MIB), Kind::Data), "nothing was unmapped");
         map.map(range(2 * MIB, 2 * MIB), Kind::Device).unwrap();
         assert!(map.is_mapped(range(2 * MIB, 2 * MIB), Kind::Device));

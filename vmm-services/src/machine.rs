@@ -158,6 +158,8 @@ pub fn tree_size(header: &[u8]) -> Result<usize, TreeError> {
 #[derive(Clone, Copy)]
 pub struct MachineTree<'a> {
     fdt: Fdt<'a>,
+    /// Cells of an interrupt specifier: as the node of the GIC says, otherwise three.
+    specifier_cells: usize,
 }
 
 impl<'a> MachineTree<'a> {
@@ -166,7 +168,14 @@ impl<'a> MachineTree<'a> {
     /// # Errors
     /// [`TreeError::Format`] when it is malformed.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, TreeError> {
-        Ok(Self { fdt: Fdt::new(bytes)? })
+        let mut tree = Self { fdt: Fdt::new(bytes)?, specifier_cells: 3 };
+        let gics = ["arm,gic-v3", "arm,gic-400", "arm,cortex-a15-gic"];
+        let gic = gics.iter().find_map(|name| tree.find_compatible(name));
+        let width = gic.and_then(|n| n.property("#interrupt-cells")).and_then(|p| p.u32());
+        if let Some(width) = width {
+            tree.specifier_cells = width.clamp(3, 4) as usize;
+        }
+        Ok(tree)
     }
 
     /// The tree itself, for what boards need beyond this module.
@@ -316,9 +325,9 @@ impl<'a> MachineTree<'a> {
     /// Interrupt number `index` of `node`, as INTID, with the flags of its specifier.
     #[must_use]
     pub fn interrupt(&self, node: &Node<'_>, index: usize) -> Option<(u32, u32)> {
-        let width = self.specifier_cells();
-        let flags = node.property("interrupts")?.cells().nth(width * index + 2)?;
-        Some((intid(node, width, index)?, flags))
+        let at = self.specifier_cells * index;
+        let flags = node.property("interrupts")?.cells().nth(at + 2)?;
+        Some((self.intid(node, index)?, flags))
     }
 
     /// All nodes at the root and on simple buses below it, enabled or not: whatever can have
@@ -332,15 +341,7 @@ impl<'a> MachineTree<'a> {
     }
 
     fn intid(&self, node: &Node<'_>, index: usize) -> Option<u32> {
-        intid(node, self.specifier_cells(), index)
-    }
-
-    /// Cells of an interrupt specifier.
-    fn specifier_cells(&self) -> usize {
-        let gics = ["arm,gic-v3", "arm,gic-400", "arm,cortex-a15-gic"];
-        let gic = gics.iter().find_map(|name| self.find_compatible(name));
-        let width = gic.and_then(|n| n.property("#interrupt-cells")).and_then(|p| p.u32());
-        width.map_or(3, |w| w.clamp(3, 4) as usize)
+        intid(node, self.specifier_cells, index)
     }
 
     fn stdout(&self) -> Option<Node<'a>> {

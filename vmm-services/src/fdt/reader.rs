@@ -48,11 +48,16 @@ fn be64(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_be_bytes(*word))
 }
 
-/// The NUL-terminated text at `at`.
-fn text(bytes: &[u8], at: usize) -> Option<&str> {
+/// The bytes from `at` up to the next NUL.
+fn until_nul(bytes: &[u8], at: usize) -> Option<&[u8]> {
     let tail = bytes.get(at..)?;
     let length = tail.iter().position(|&b| b == 0)?;
-    core::str::from_utf8(tail.get(..length)?).ok()
+    tail.get(..length)
+}
+
+/// The NUL-terminated text at `at`.
+fn text(bytes: &[u8], at: usize) -> Option<&str> {
+    core::str::from_utf8(until_nul(bytes, at)?).ok()
 }
 
 /// Size in bytes of the tree whose header (40 bytes) `header` begins with.
@@ -79,7 +84,8 @@ pub struct Fdt<'a> {
 
 /// What stands at one place of the structure block.
 enum Token<'a> {
-    Begin(&'a str),
+    /// With the name, which [`Fdt::check`] has found to be text: most nodes are passed over.
+    Begin(&'a [u8]),
     EndNode,
     /// With the name as its offset in the strings block: most properties are passed over.
     Property {
@@ -135,6 +141,7 @@ impl<'a> Fdt<'a> {
             let (token, next) = self.token(at).ok_or(bad)?;
             match token {
                 Token::Begin(name) => {
+                    core::str::from_utf8(name).map_err(|_| bad)?;
                     // Only the root has no name, and there is one root.
                     if (depth == 0) != name.is_empty() || (depth == 0 && root_seen) {
                         return Err(bad);
@@ -166,7 +173,7 @@ impl<'a> Fdt<'a> {
         let after = at.checked_add(4)?;
         match be32(self.structure, at)? {
             BEGIN_NODE => {
-                let name = text(self.structure, after)?;
+                let name = until_nul(self.structure, after)?;
                 Some((Token::Begin(name), (after + name.len() + 1).next_multiple_of(4)))
             }
             END_NODE => Some((Token::EndNode, after)),
@@ -303,6 +310,7 @@ impl<'a> Node<'a> {
                     Token::Begin(name) => {
                         depth += 1;
                         if depth == 1 {
+                            let name = core::str::from_utf8(name).ok()?;
                             return Some(Node { tree, name, body: next, parent_cells });
                         }
                     }
