@@ -9,7 +9,7 @@ use crate::loader::{self, FDT_MAX, LoadPlan, Source};
 use crate::machine::MachineTree;
 use crate::manifest::names::{self, CRC32};
 use crate::manifest::{Bundle, ImageRef, MAX_NAME, VmSpec};
-use crate::testing::{Vm, bundle, cell, elf, image, machine_tree, text, wide};
+use crate::testing::{Vm, bundle, cell, elf, image, machine_tree, overlay, text, wide};
 use fuzz::Input;
 use mm::{Ipa, PAGE_SIZE};
 use std::string::ToString;
@@ -108,6 +108,7 @@ fn values(tree: &[u8], visit: &mut impl FnMut(&str, usize, usize)) {
 fn seed_bundle() -> Vec<u8> {
     let mut first = Vm::ordinary("first").with(text(names::CMDLINE, "console=ttyAMA0"));
     first.initramfs = Some(vec![7; 6000]);
+    first.overlay = Some(overlay());
     let mut second = Vm::realm("second").with(cell(names::VCPUS, 4));
     second.kernel = elf(0x4010_0000, &[(0x4010_0000, 0, 300, 5000), (0x4020_0000, 0, 64, 64)]);
     second.kernel_type = Some(names::TYPE_ELF);
@@ -154,7 +155,7 @@ fn check_bundle(bundle: &Bundle<'_>) {
         }
         assert!(vm.affinity.is_none_or(|cores| cores != 0) && vm.repeat > 0);
         check_image(bundle, &vm.kernel);
-        vm.initramfs.iter().for_each(|image| check_image(bundle, image));
+        vm.initramfs.iter().chain(&vm.overlay).for_each(|image| check_image(bundle, image));
     }
 }
 

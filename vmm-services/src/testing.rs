@@ -33,6 +33,7 @@ pub(crate) struct Vm {
     pub(crate) kernel: Vec<u8>,
     pub(crate) kernel_type: Option<&'static str>,
     pub(crate) initramfs: Option<Vec<u8>>,
+    pub(crate) overlay: Option<Vec<u8>>,
     /// `devices { uart; }`, or the place of the UART.
     pub(crate) uart: Option<Option<(u64, u64, u32)>>,
     /// Virtio devices beside the UART: name, properties, and whether it has the kernel as image.
@@ -54,6 +55,7 @@ impl Vm {
             kernel: image(0, 5000, 0x2_0000),
             kernel_type: None,
             initramfs: None,
+            overlay: None,
             uart: Some(None),
             virtio: Vec::new(),
         }
@@ -196,6 +198,42 @@ pub(crate) fn machine_tree() -> Vec<u8> {
     buffer
 }
 
+/// An overlay that adds to `/chosen`, to the first vCPU and to the root.
+pub(crate) fn overlay() -> Vec<u8> {
+    let mut buffer = vec![0; 0x1000];
+    let mut w = FdtWriter::new(&mut buffer);
+    w.begin_node("fragment@0");
+    w.property_str("target-path", "/chosen");
+    w.begin_node("__overlay__");
+    w.property_str("owner", "me");
+    w.begin_node("module@48000000");
+    w.property_u64s("reg", &[0x4800_0000, 0x1000]);
+    w.end_node();
+    w.end_node();
+    w.end_node();
+    w.begin_node("fragment@1");
+    w.property_str("target-path", "/cpus/cpu@0");
+    w.begin_node("__overlay__");
+    w.property_u32("capacity-dmips-mhz", 1024);
+    w.end_node();
+    w.end_node();
+    w.begin_node("fragment@2");
+    w.property_str("target-path", "/");
+    w.begin_node("__overlay__");
+    w.property_str("serial-number", "17");
+    w.begin_node("rig");
+    w.property_str("label", "bench");
+    w.begin_node("slot");
+    w.property_empty("used");
+    w.end_node();
+    w.end_node();
+    w.end_node();
+    w.end_node();
+    let length = w.finish().unwrap();
+    buffer.truncate(length);
+    buffer
+}
+
 /// Writes a bundle with root properties `root` beside the usual ones.
 pub(crate) fn bundle_with(root: &[Prop], vms: &[Vm]) -> Vec<u8> {
     bundle_with_channels(root, vms, &[])
@@ -214,8 +252,14 @@ pub(crate) fn bundle_with_channels(root: &[Prop], vms: &[Vm], channels: &[Channe
         images.resize(images.len().next_multiple_of(IMAGE_ALIGN as usize), 0);
         (offset as u64, bytes.len() as u64, crc32::update(0, bytes))
     };
-    let placed: Vec<_> =
-        vms.iter().map(|vm| (add(&vm.kernel), vm.initramfs.as_deref().map(&mut add))).collect();
+    let placed: Vec<_> = vms
+        .iter()
+        .map(|vm| {
+            let more = [(INITRAMFS, &vm.initramfs), (OVERLAY, &vm.overlay)];
+            let more = more.map(|(name, bytes)| (name, bytes.as_deref().map(&mut add)));
+            (add(&vm.kernel), more)
+        })
+        .collect();
     let total = TREE_ROOM + images.len();
 
     let mut bytes = vec![0; TREE_ROOM];
@@ -227,7 +271,7 @@ pub(crate) fn bundle_with_channels(root: &[Prop], vms: &[Vm], channels: &[Channe
     w.property_str(SCENARIO, "test");
     root.iter().for_each(|p| w.property(p.0, &p.1));
     w.begin_node(VMS);
-    for (vm, (kernel, initramfs)) in vms.iter().zip(placed) {
+    for (vm, (kernel, more)) in vms.iter().zip(placed) {
         w.begin_node(&vm.name);
         vm.props.iter().for_each(|p| w.property(p.0, &p.1));
         let node = |w: &mut FdtWriter<'_>, name, (offset, size, crc), kind: Option<&str>| {
@@ -239,7 +283,9 @@ pub(crate) fn bundle_with_channels(root: &[Prop], vms: &[Vm], channels: &[Channe
             w.end_node();
         };
         node(&mut w, KERNEL, kernel, vm.kernel_type);
-        initramfs.into_iter().for_each(|image| node(&mut w, INITRAMFS, image, None));
+        for (name, image) in more {
+            image.into_iter().for_each(|image| node(&mut w, name, image, None));
+        }
         if let Some(uart) = vm.uart {
             w.begin_node(DEVICES);
             match uart {

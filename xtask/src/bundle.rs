@@ -11,14 +11,14 @@ use anyhow::{Result, anyhow};
 use dtoolkit::ToPropertyValue;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use flate2::read::GzDecoder;
-use vmm_services::loader;
+use vmm_services::loader::{self, LoadError};
 use vmm_services::manifest::{Bundle, names};
 
-use crate::elf;
 use crate::scenario::{
     Channel, Device, Disk, ImageRef, ImageType, Kind, Net, PassthroughDevice, Refusal, Refused,
     Scenario, VirtioDevice, Vm,
 };
+use crate::{elf, overlay};
 
 /// Bytes of a disk's sector.
 const SECTOR: u64 = 512;
@@ -43,7 +43,8 @@ struct Images {
 ///
 /// # Errors
 ///
-/// [`Refused`] when an image is missing, empty, or larger than its VM's memory.
+/// [`Refused`] when an image is missing, empty, or larger than its VM's memory, or an overlay does not suit
+/// its VM's device tree.
 pub(crate) fn write(scenario: &Scenario) -> Result<Vec<u8>> {
     let images = Images::read(scenario)?;
     // The tree has the same size whatever the offsets in it are.
@@ -68,7 +69,11 @@ fn check(scenario: &Scenario, bundle: &[u8]) -> Result<()> {
     for (vm, spec) in scenario.vms.iter().zip(&parsed.vms) {
         if let Err(error) = loader::plan(spec, &parsed, &mut fdt) {
             let file = scenario.file.clone();
-            refusals.push(Refusal { file, line: vm.kernel.line, reason: error.to_string() });
+            let blamed = match (&error, &vm.overlay) {
+                (LoadError::Overlay(_), Some(overlay)) => overlay,
+                _ => &vm.kernel,
+            };
+            refusals.push(Refusal { file, line: blamed.line, reason: error.to_string() });
         }
     }
     if refusals.is_empty() { Ok(()) } else { Err(Refused(refusals).into()) }
@@ -93,6 +98,11 @@ impl Images {
                     );
                     refusals.push((image.line, reason));
                 }
+            }
+            if let Some(overlay) = &vm.overlay
+                && let Err(reason) = images.add_overlay(overlay)
+            {
+                refusals.push((overlay.line, reason));
             }
             refusals.extend(images.add_disks(vm));
         }
@@ -139,6 +149,16 @@ impl Images {
             self.contents.insert(image.path.clone(), bytes);
         }
         Ok(self.contents[&image.path].len() as u64)
+    }
+
+    /// Reads an overlay unless it was read.
+    fn add_overlay(&mut self, image: &ImageRef) -> Result<(), String> {
+        if !self.contents.contains_key(&image.path) {
+            let bytes =
+                overlay::read(&image.path).map_err(|e| format!("{}: {e}", image.path.display()))?;
+            self.contents.insert(image.path.clone(), bytes);
+        }
+        Ok(())
     }
 
     /// Places the images behind a tree of that size.
@@ -192,6 +212,9 @@ fn tree(scenario: &Scenario, images: &Images, tree_size: u64, total: u64) -> Vec
         node.add_child(kernel);
         if let Some(initramfs) = &vm.initramfs {
             node.add_child(image_node(names::INITRAMFS, placed[&initramfs.path]));
+        }
+        if let Some(overlay) = &vm.overlay {
+            node.add_child(image_node(names::OVERLAY, placed[&overlay.path]));
         }
         vms.add_child(node);
     }

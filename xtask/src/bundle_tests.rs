@@ -3,12 +3,14 @@ use std::num::NonZeroU32;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use vmm_services::fdt::Fdt;
 use vmm_services::manifest::{
     BlockSpec, Budget, ChannelSpec, HashAlgorithm, KernelFormat, Placement, SelfTest, VirtioDevice,
 };
 use vmm_services::switch::{MacAddr, PortConfig, SourcePolicy};
 
 use super::*;
+use crate::rim::Measurements;
 use crate::scenario::parse_for_test;
 
 /// A scenario file and its images in a folder of their own, which goes away with this.
@@ -259,4 +261,67 @@ dma = "none"
     let [clock, other]: [&[u8]; 2] = [b"arm,pl031\0arm,primecell\0", b"vendor,device\0"];
     assert_eq!(found, [(0x901_0000, 0x1000, Some(34), clock), (0x902_0000, 0x18, None, other)]);
     assert!(bundle.vms[0].devices.uart.is_none(), "only what was asked for");
+}
+
+const WITH_OVERLAY: &str = r#"
+[machine]
+cpus = 1
+memory = "1G"
+[[vm]]
+name = "one"
+kind = "realm"
+memory = "64M"
+kernel = "kernel"
+overlay = "extra.dtso"
+"#;
+
+/// A source that adds `text` to the node at `path`.
+fn addition(path: &str, text: &str) -> String {
+    format!("/dts-v1/;\n/plugin/;\n&{{{path}}} {{ {text} }};\n")
+}
+
+#[test]
+fn an_overlay_is_compiled_and_reaches_the_guests_tree() {
+    let folder = Folder::new("overlay");
+    folder.image("kernel", &kernel());
+    folder.image("extra.dtso", addition("/", "rig { label = \"bench\"; };").as_bytes());
+    let bytes = write(&folder.scenario(WITH_OVERLAY)).unwrap();
+    let bundle = Bundle::parse(&bytes).unwrap();
+    let realm = &bundle.vms[0];
+    let compiled = bundle.image(&realm.overlay.unwrap());
+    let mut fdt = vec![0; loader::FDT_MAX];
+    loader::plan(realm, &bundle, &mut fdt).unwrap();
+    let label = Fdt::new(&fdt).unwrap().find("/rig").unwrap().property("label").unwrap();
+    assert_eq!(label.str(), Some("bench"));
+    let rim = |bytes: &[u8]| {
+        let measurements = Measurements::of_bundle(bytes, None, false).unwrap();
+        measurements.realm("one").unwrap().rim.clone()
+    };
+    let with = rim(&bytes);
+
+    // A compiled one is taken as it is.
+    folder.image("extra.dtbo", compiled);
+    let text = WITH_OVERLAY.replace("dtso", "dtbo");
+    assert_eq!(rim(&write(&folder.scenario(&text)).unwrap()), with);
+    let text = WITH_OVERLAY.replace("overlay = \"extra.dtso\"", "");
+    assert_ne!(rim(&write(&folder.scenario(&text)).unwrap()), with, "it is measured");
+}
+
+#[test]
+fn overlays_that_do_not_serve() {
+    let folder = Folder::new("bad-overlay");
+    folder.image("kernel", &kernel());
+    let refused = |source: &str| {
+        folder.image("extra.dtso", source.as_bytes());
+        let error = write(&folder.scenario(WITH_OVERLAY)).unwrap_err();
+        let Refused(refusals) = error.downcast_ref::<Refused>().expect("refused with a line");
+        let [Refusal { line: 10, reason, .. }] = &refusals[..] else { panic!("{refusals:?}") };
+        reason.clone()
+    };
+    let exists = refused(&addition("/psci", "method = \"smc\";"));
+    assert_eq!(exists, "overlay, fragment@0: the target has a property method already");
+    let no_target = refused(&addition("/soc", "a;"));
+    assert_eq!(no_target, "overlay, fragment@0: the guest has no node /soc");
+    assert!(refused("/dts-v1/;\n/ { a; };").contains("a is not known here"));
+    assert!(refused("/dts-v1/;\n/ {").contains("syntax error"));
 }

@@ -12,6 +12,7 @@ fn vm(name: &str, expect: Expect, reason: Option<&str>) -> Vm {
         kernel: ImageRef { path: PathBuf::new(), line: 1 },
         kernel_type: None,
         initramfs: None,
+        overlay: None,
         cmdline: None,
         priority: 8,
         budget: None,

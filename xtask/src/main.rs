@@ -14,6 +14,7 @@ mod elf;
 mod firmware;
 mod guest;
 mod keyboard;
+mod overlay;
 mod process;
 mod project;
 mod qemu;

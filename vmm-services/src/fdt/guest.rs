@@ -1,6 +1,6 @@
 //! The device tree that a guest finds in x0.
 
-use super::{FdtWriter, WriteError};
+use super::{FdtWriter, Overlay, WriteError};
 use crate::channel::{self, Endpoint};
 use crate::ids::VcpuId;
 use crate::layout;
@@ -47,6 +47,8 @@ pub struct GuestTree<'a> {
     pub passthrough: &'a [Passthrough<'a>],
     /// Names and places of its channels.
     pub channels: &'a [(&'a str, Endpoint)],
+    /// What the user adds.
+    pub overlay: Option<Overlay<'a>>,
 }
 
 fn shared(intid: u32) -> [u32; 3] {
@@ -63,9 +65,10 @@ fn private(intid: u32) -> [u32; 3] {
 /// there is no `kaslr-seed` and no `rng-seed`, which would have to be secret as well.
 ///
 /// # Errors
-/// [`WriteError`] when the buffer is too small or the command line contains a NUL.
+/// [`WriteError`] when the buffer is too small, the command line contains a NUL, or the overlay does not
+/// suit the tree.
 pub fn generate(tree: &GuestTree<'_>, buffer: &mut [u8]) -> Result<usize, WriteError> {
-    let mut w = FdtWriter::new(buffer);
+    let mut w = FdtWriter::with_overlay(buffer, tree.overlay);
     w.property_u32("#address-cells", 2);
     w.property_u32("#size-cells", 2);
     w.property_u32("interrupt-parent", GIC_PHANDLE);

@@ -1,4 +1,5 @@
-//! Flattened device trees: a reader for trees of any origin, a writer, and the guest's own tree.
+//! Flattened device trees: a reader for trees of any origin, a writer, the guest's own tree, and
+//! overlays that add to it.
 //!
 //! The format is that of the Devicetree Specification v0.4, chapter 5, versions 16 and 17. One
 //! reader serves the machine's tree and the bundle's. It is our own because the trees of real
@@ -6,10 +7,12 @@
 //! stricter parsers refuse, and because a broken bundle must be an error and never a panic.
 
 mod guest;
+mod overlay;
 mod reader;
 mod writer;
 
 pub use guest::{GuestTree, generate};
+pub use overlay::{Excerpt, MAX_DEPTH, MAX_FRAGMENTS, Overlay, OverlayError, OverlayFault};
 pub use reader::{Fdt, FdtError, Node, Property, total_size};
 pub use writer::{FdtWriter, WriteError};
 
@@ -25,5 +28,7 @@ const PROP: u32 = 3;
 const NOP: u32 = 4;
 const END: u32 = 9;
 
+#[cfg(test)]
+mod overlay_tests;
 #[cfg(test)]
 mod tests;

@@ -75,7 +75,7 @@ pub fn total_size(header: &[u8]) -> Result<usize, FdtError> {
 }
 
 /// A checked device tree.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fdt<'a> {
     structure: &'a [u8],
     strings: &'a [u8],

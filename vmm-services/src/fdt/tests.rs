@@ -19,14 +19,14 @@ const CHANNELS: [(&str, Endpoint); 1] = [(
     },
 )];
 
-fn guest(tree: &GuestTree<'_>) -> Vec<u8> {
+pub(super) fn guest(tree: &GuestTree<'_>) -> Vec<u8> {
     let mut buffer = vec![0xa5; 0x1_0000];
     let length = generate(tree, &mut buffer).unwrap();
     buffer.truncate(length);
     buffer
 }
 
-fn example() -> GuestTree<'static> {
+pub(super) fn example() -> GuestTree<'static> {
     GuestTree {
         vcpus: 4,
         memory: 256 << 20,
@@ -38,6 +38,7 @@ fn example() -> GuestTree<'static> {
         virtio: 2,
         passthrough: &[],
         channels: &CHANNELS,
+        overlay: None,
     }
 }
 

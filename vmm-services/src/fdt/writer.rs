@@ -1,7 +1,9 @@
 //! The writer: a tree into a caller's buffer, without allocation.
 
+use super::overlay::Merge;
 use super::{
-    BEGIN_NODE, END, END_NODE, HEADER_BYTES, LAST_COMPATIBLE_VERSION, MAGIC, PROP, VERSION,
+    BEGIN_NODE, END, END_NODE, HEADER_BYTES, LAST_COMPATIBLE_VERSION, MAGIC, Overlay, OverlayError,
+    PROP, VERSION,
 };
 use core::fmt;
 
@@ -23,11 +25,14 @@ pub enum WriteError {
     NameTooLong,
     /// A name or string contains a NUL.
     EmbeddedNul,
+    /// The overlay does not suit the tree.
+    Overlay(OverlayError),
 }
 
 impl fmt::Display for WriteError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Overlay(error) => return error.fmt(f),
             Self::BufferFull => "device tree does not fit its buffer",
             Self::StringsFull => "device tree has too many property names",
             Self::Unbalanced => "device tree nodes are not balanced",
@@ -52,6 +57,8 @@ pub struct FdtWriter<'b> {
     /// Whether the innermost node may still get properties.
     properties_allowed: bool,
     fault: Option<WriteError>,
+    /// What is added to the nodes. Taken out while its own nodes are written.
+    merge: Option<Merge<'b>>,
 }
 
 impl<'b> FdtWriter<'b> {
@@ -66,9 +73,18 @@ impl<'b> FdtWriter<'b> {
             depth: 0,
             properties_allowed: false,
             fault: None,
+            merge: None,
         };
         writer.put(&[0; HEADER_BYTES + RESERVATIONS_BYTES]);
         writer.begin_node("");
+        writer
+    }
+
+    /// Starts a tree in `buffer` to whose nodes an overlay is added.
+    #[must_use]
+    pub fn with_overlay(buffer: &'b mut [u8], overlay: Option<Overlay<'b>>) -> Self {
+        let mut writer = Self::new(buffer);
+        writer.merge = overlay.map(Merge::new);
         writer
     }
 
@@ -114,6 +130,10 @@ impl<'b> FdtWriter<'b> {
 
     /// Begins a child of the current node.
     pub fn begin_node(&mut self, name: &str) {
+        self.end_properties();
+        if let Some(Err(fault)) = self.merge.as_mut().map(|merge| merge.enter(name)) {
+            self.fail(fault);
+        }
         self.put_u32(BEGIN_NODE);
         self.put_text(name);
         self.depth += 1;
@@ -142,17 +162,34 @@ impl<'b> FdtWriter<'b> {
 
     /// Ends the current node.
     pub fn end_node(&mut self) {
+        self.end_properties();
+        if let Some(mut merge) = self.merge.take() {
+            merge.add_nodes(self);
+            merge.leave();
+            self.merge = Some(merge);
+        }
         match self.depth.checked_sub(1) {
             Some(depth) => self.depth = depth,
             None => self.fail(WriteError::Unbalanced),
         }
         self.put_u32(END_NODE);
+    }
+
+    /// Ends the properties of the current node, unless a child has ended them.
+    fn end_properties(&mut self) {
+        if let Some(mut merge) = self.merge.take_if(|_| self.properties_allowed) {
+            merge.add_properties(self);
+            self.merge = Some(merge);
+        }
         self.properties_allowed = false;
     }
 
     fn begin_property(&mut self, name: &str, length: usize) {
         if !self.properties_allowed {
             return self.fail(WriteError::Unbalanced);
+        }
+        if let Some(Err(fault)) = self.merge.as_ref().map(|merge| merge.check_property(name)) {
+            self.fail(fault);
         }
         let name_at = self.intern(name);
         match (u32::try_from(length), name_at) {
@@ -258,6 +295,9 @@ impl<'b> FdtWriter<'b> {
         self.put_u32(END);
         if self.depth != 0 {
             self.fail(WriteError::Unbalanced);
+        }
+        if let Some(Err(fault)) = self.merge.as_ref().map(Merge::check_targets) {
+            self.fail(fault);
         }
         let structure_at = HEADER_BYTES + RESERVATIONS_BYTES;
         let strings_at = self.at;

@@ -15,7 +15,7 @@
 mod elf;
 mod image;
 
-use crate::fdt::{self, GuestTree, WriteError};
+use crate::fdt::{self, GuestTree, Overlay, OverlayError, WriteError};
 use crate::layout;
 use crate::manifest::{Bundle, KernelFormat, VmKind, VmSpec};
 use arrayvec::ArrayVec;
@@ -116,6 +116,8 @@ pub enum LoadError {
     },
     /// The device tree could not be written.
     Fdt(WriteError),
+    /// The overlay is none that can be merged.
+    Overlay(OverlayError),
 }
 
 impl fmt::Display for LoadError {
@@ -137,6 +139,7 @@ impl fmt::Display for LoadError {
             ),
             Self::Overlap { address } => write!(f, "two parts overlap at {address:#x}"),
             Self::Fdt(error) => error.fmt(f),
+            Self::Overlay(error) => error.fmt(f),
         }
     }
 }
@@ -248,6 +251,7 @@ pub fn plan(
     };
     let room = fdt_buffer.len().min(FDT_MAX);
     let channels: ArrayVec<_, { layout::MAX_VM_CHANNELS }> = bundle.channels_of(vm.name).collect();
+    let overlay = vm.overlay.map(|image| Overlay::new(bundle.image(&image)));
     let tree = GuestTree {
         vcpus: vm.vcpus,
         memory: vm.memory,
@@ -259,9 +263,13 @@ pub fn plan(
         virtio: vm.devices.virtio.len(),
         passthrough: &vm.passthrough,
         channels: &channels,
+        overlay: overlay.transpose().map_err(LoadError::Overlay)?,
     };
     let buffer = fdt_buffer.get_mut(..room).unwrap_or_default();
-    let length = fdt::generate(&tree, buffer).map_err(LoadError::Fdt)? as u64;
+    let length = fdt::generate(&tree, buffer).map_err(|error| match error {
+        WriteError::Overlay(error) => LoadError::Overlay(error),
+        error => LoadError::Fdt(error),
+    })? as u64;
     push(&mut segments, placer.segment("device tree", fdt, Source::Fdt, length)?)?;
 
     segments.sort_unstable_by_key(|s| s.ipa);

@@ -1,6 +1,6 @@
 //! What can be wrong with a bundle.
 
-use crate::fdt::FdtError;
+use crate::fdt::{FdtError, OverlayError};
 use core::fmt;
 
 /// A refused bundle: where, and what.
@@ -34,6 +34,8 @@ impl Property<'_> {
 pub enum Fault {
     /// The device tree is malformed.
     BadTree(FdtError),
+    /// Not an overlay that can be merged into a guest's tree.
+    BadOverlay(OverlayError),
     /// The device tree is longer than [`super::MAX_TREE`].
     TreeTooLong,
     /// Not a bundle: `compatible` is another.
@@ -110,6 +112,7 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::BadTree(error) => error.fmt(f),
+            Self::BadOverlay(error) => error.fmt(f),
             Self::TreeTooLong => f.write_str("device tree too long"),
             Self::NotABundle => f.write_str("a device tree, but not of a bundle"),
             Self::Version(v) => write!(f, "format version {v} is not supported"),

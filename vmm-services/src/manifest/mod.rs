@@ -262,6 +262,8 @@ pub struct VmSpec<'a> {
     pub kernel: ImageRef,
     /// Initial RAM disk.
     pub initramfs: Option<ImageRef>,
+    /// Overlay to its device tree: well-formed, which does not say that it suits the tree.
+    pub overlay: Option<ImageRef>,
     /// Kernel command line.
     pub cmdline: &'a str,
     /// Devices.

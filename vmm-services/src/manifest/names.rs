@@ -109,6 +109,8 @@ pub const CONVERSIONS_NONE: &str = "none";
 pub const KERNEL: &str = "kernel";
 /// Node in a VM, optional: initial RAM disk.
 pub const INITRAMFS: &str = "initramfs";
+/// Node in a VM, optional: overlay to its device tree ([`crate::fdt::Overlay`]).
+pub const OVERLAY: &str = "overlay";
 /// Image nodes: u64, from the start of the bundle.
 pub const OFFSET: &str = "offset";
 /// Image nodes: u64, bytes. Channel: u64, bytes.

@@ -10,7 +10,7 @@ use super::{
     VmKind, VmSpec,
 };
 use crate::crc32::Update;
-use crate::fdt::{self, Fdt, Node};
+use crate::fdt::{self, Fdt, Node, Overlay};
 use crate::ids::MAX_VCPUS;
 use crate::layout;
 use crate::passthrough::{MAX_PASSTHROUGH, Passthrough};
@@ -154,6 +154,17 @@ struct Images<'a> {
 
 impl Images<'_> {
     fn checked<'a>(&self, at: &At<'a>) -> Result<'a, ImageRef> {
+        self.checked_bytes(at).map(|(image, _)| image)
+    }
+
+    fn overlay<'a>(&self, at: &At<'a>) -> Result<'a, ImageRef> {
+        at.only(&[OFFSET, SIZE, CRC32], &[])?;
+        let (image, bytes) = self.checked_bytes(at)?;
+        Overlay::new(bytes).map_err(|error| at.fault("", Fault::BadOverlay(error)))?;
+        Ok(image)
+    }
+
+    fn checked_bytes<'a>(&self, at: &At<'a>) -> Result<'a, (ImageRef, &[u8])> {
         let image =
             ImageRef { offset: at.u64(OFFSET)?, size: at.u64(SIZE)?, crc32: at.u32(CRC32)? };
         let ImageRef { offset, size, .. } = image;
@@ -170,7 +181,7 @@ impl Images<'_> {
         if found != image.crc32 {
             return Err(at.fault(CRC32, Fault::Checksum { expected: image.crc32, found }));
         }
-        Ok(image)
+        Ok((image, span))
     }
 }
 
@@ -218,6 +229,7 @@ fn vm<'a>(at: &At<'a>, images: &Images<'a>) -> Result<'a, VmSpec<'a>> {
         },
         kernel: images.checked(&kernel)?,
         initramfs: initramfs.map(|at| images.checked(&at)).transpose()?,
+        overlay: at.child(OVERLAY).map(|at| images.overlay(&at)).transpose()?,
         cmdline,
         passthrough: passthrough(at, &kind, memory, devices.uart)?,
         devices,
@@ -261,7 +273,7 @@ fn kind<'a>(at: &At<'a>) -> Result<'a, VmKind> {
         EXPECT,
         EXPECT_REASON,
     ];
-    const CHILDREN: [&str; 3] = [KERNEL, INITRAMFS, DEVICES];
+    const CHILDREN: [&str; 4] = [KERNEL, INITRAMFS, OVERLAY, DEVICES];
     let known = |own: &[&str]| {
         let unknown = |name: &str| !COMMON.contains(&name) && !own.contains(&name);
         match at.node.properties().find(|p| unknown(p.name)) {

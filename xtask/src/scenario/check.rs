@@ -187,6 +187,7 @@ fn check_vm(
     check_end(source, vm);
     let kernel = images.find(source, &vm.kernel);
     let initramfs = vm.initramfs.as_ref().map(|name| images.find(source, name));
+    let overlay = vm.overlay.as_ref().map(|name| images.find(source, name));
     let vcpus = *vm.vcpus.get_ref();
     let devices = devices::check(source, images, vm);
     Vm {
@@ -197,6 +198,7 @@ fn check_vm(
         kernel,
         kernel_type: vm.kernel_type,
         initramfs,
+        overlay,
         cmdline: vm.cmdline.as_ref().map(|c| c.get_ref().clone()),
         priority: vm.priority.as_ref().map_or(DEFAULT_PRIORITY, |p| *p.get_ref()),
         budget: check_budget(source, vm),

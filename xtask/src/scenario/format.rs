@@ -44,6 +44,8 @@ pub(super) struct Vm {
     pub(super) kernel: Spanned<String>,
     pub(super) kernel_type: Option<ImageType>,
     pub(super) initramfs: Option<Spanned<String>>,
+    /// Additions to its device tree: a compiled overlay, or the source of one.
+    pub(super) overlay: Option<Spanned<String>>,
     pub(super) cmdline: Option<Spanned<String>>,
     /// From 0, the least urgent, to 15.
     pub(super) priority: Option<Spanned<u32>>,

@@ -56,6 +56,7 @@ pub(crate) struct Vm {
     pub(crate) kernel: ImageRef,
     pub(crate) kernel_type: Option<ImageType>,
     pub(crate) initramfs: Option<ImageRef>,
+    pub(crate) overlay: Option<ImageRef>,
     pub(crate) cmdline: Option<String>,
     pub(crate) priority: u32,
     /// Budget and period in microseconds.

@@ -1,4 +1,5 @@
-//! Broken scenarios, which must be refused with the right line and reason.
+//! Broken scenarios, which must be refused with the right line and reason: when they are read, or when
+//! their bundle is made.
 //!
 //! Each file in `tests/system/refused` begins with `# refused: LINE: TEXT`.
 
@@ -9,6 +10,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use super::Tally;
+use crate::bundle;
 use crate::project::Project;
 use crate::scenario::{Overrides, Refused, Scenario};
 
@@ -36,7 +38,8 @@ fn check(project: &Project, file: &Path) -> Result<()> {
         .and_then(|rest| rest.split_once(": "))
         .context("the first line is not `# refused: LINE: TEXT`")?;
     let line: usize = line.parse()?;
-    let error = match Scenario::load(project, file, Overrides::default()) {
+    let scenario = Scenario::load(project, file, Overrides::default());
+    let error = match scenario.and_then(|scenario| bundle::write(&scenario)) {
         Ok(_) => bail!("the scenario was accepted"),
         Err(error) => error,
     };
