@@ -223,7 +223,7 @@ impl Run {
         if let Some((this, that)) = differing {
             return Some(format!("{this:?} became {that:?}"));
         }
-        let same = these.len() == those.len() && self.counted == other.counted;
+        let same = these.len() == those.len() && self.counted.repeats(&other.counted);
         (!same).then(|| format!("{:?} became {:?}", self.counted.total, other.counted.total))
     }
 
