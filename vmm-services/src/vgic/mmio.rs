@@ -65,8 +65,10 @@ const PIDR2_GICV3: u32 = 0x3b;
 /// ProcessorSleep and ChildrenAsleep.
 const WAKER_ASLEEP: u32 = 0b110;
 const WAKER_PROCESSOR_SLEEP: u32 = 1 << 1;
-/// Interrupts of a private bank whose trigger can be configured: the PPIs.
-const CONFIGURABLE_PRIVATE: u32 = 0xffff_0000;
+/// Interrupts of a private bank whose trigger can be configured. SGIs are edges. Whether a PPI can be
+/// configured is implementation defined (GICv3, `GICR_ICFGR1`): these are levels, since the timers are,
+/// and an edge of a realm's timer is not seen from outside between two exits.
+const CONFIGURABLE_PRIVATE: u32 = 0;
 
 /// A register that bank `bank` answers.
 #[derive(Clone, Copy)]

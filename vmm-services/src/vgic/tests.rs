@@ -407,6 +407,8 @@ fn configuration_and_priorities_read_back() {
     assert_eq!(access(&mut vgic, private, 0xc00, None).0, 0xaaaa_aaaa, "SGIs are edges");
     let _ = access(&mut vgic, private, 0xc00, Some(0));
     assert_eq!(access(&mut vgic, private, 0xc00, None).0, 0xaaaa_aaaa);
+    let _ = access(&mut vgic, private, 0xc04, Some(0xffff_ffff));
+    assert_eq!(access(&mut vgic, private, 0xc04, None).0, 0, "PPIs are levels");
     let _ = access(&mut vgic, dist, 0x420, Some(0x1122_33ff));
     assert_eq!(access(&mut vgic, dist, 0x420, None).0, 0x1020_30f8);
     let _ = access(&mut vgic, dist, 0x400, Some(0x1122_33ff));
