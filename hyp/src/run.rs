@@ -179,6 +179,13 @@ fn run(entity: EntityId) -> Stop {
         }
     };
     vcpu.unload();
+    if stop == Stop::Exited {
+        // Timer interrupts that this vCPU took and did not end are nobody's now.
+        let ppis = irq::ppis();
+        for intid in [ppis.virtual_timer, ppis.physical_timer] {
+            irq::set_ppis_active(1_u32.checked_shl(intid).unwrap_or(0), false);
+        }
+    }
     let total = timer::now_ticks().wrapping_sub(start);
     let stats = &vcpu.vm.stats;
     stats.count_rmi_calls(Life::Run, calls);
