@@ -96,16 +96,18 @@ pub enum FaultIn {
     Underway,
     /// Memory was there already, another REC was faster: enter the REC again.
     AlreadyMapped,
+    /// Another REC has given the page up since the fault: enter the REC again, the RMM tells it by itself.
+    GivenUp,
     /// The memory was taken away before and the realm knows nothing of it: mapping would not help, the
     /// access would fault forever. Stop the realm or tell its owner.
     Destroyed,
-    /// The address is not memory of the realm; the RMM should have told the realm by itself.
+    /// The RIPAS is one that the host has no memory for; the RMM should have told the realm.
     NotRam(Ripas),
-    /// The same access faults again and again although memory is there. Stop the realm.
+    /// The same access faults again and again although no other REC changes anything. Stop the realm.
     Livelock,
 }
 
-/// Faults in a row on the same mapped granule that are taken for races of other RECs.
+/// Faults in a row on the same granule, mapped or given up, that are taken for races of other RECs.
 const MAX_REPEATED_FAULTS: u32 = 64;
 
 /// How far a RIPAS change got.
@@ -375,6 +377,10 @@ impl<'l, H: Host, S: RealmState> Realm<'l, H, S> {
             (_, Ripas::Destroyed) => Ok(FaultIn::Destroyed),
             (EntryState::Assigned, Ripas::Ram) => Ok(self.core.count_repeated(page)),
             (EntryState::Unassigned, Ripas::Ram) => self.core.fill(page, &entry, &mut budget),
+            (_, Ripas::Empty) => Ok(match self.core.count_repeated(page) {
+                FaultIn::AlreadyMapped => FaultIn::GivenUp,
+                livelock => livelock,
+            }),
             (_, ripas) => Ok(FaultIn::NotRam(ripas)),
         }
     }
@@ -589,7 +595,7 @@ impl<'l, H: Host> Core<'l, H> {
         })
     }
 
-    /// Counts faults in a row on the same mapped page.
+    /// Counts faults in a row on the same page, where there is nothing to map.
     fn count_repeated(&mut self, page: Ipa) -> FaultIn {
         let (last, count) = self.repeated;
         let count = if last == page { count + 1 } else { 1 };

@@ -327,6 +327,15 @@ pub fn set_ppis_active(mask: u32, active: bool) {
     });
 }
 
+/// Makes the guest timers' interrupts inactive on this core: a vCPU that is over does not end those
+/// that it has taken.
+pub fn end_guest_timers() {
+    let ppis = ppis();
+    for intid in [ppis.virtual_timer, ppis.physical_timer] {
+        set_ppis_active(1_u32.checked_shl(intid).unwrap_or(0), false);
+    }
+}
+
 /// Which of a core's own interrupts (INTID 0 to 31, one bit each) are enabled and active.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PrivateState {

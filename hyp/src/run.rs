@@ -180,11 +180,7 @@ fn run(entity: EntityId) -> Stop {
     };
     vcpu.unload();
     if stop == Stop::Exited {
-        // Timer interrupts that this vCPU took and did not end are nobody's now.
-        let ppis = irq::ppis();
-        for intid in [ppis.virtual_timer, ppis.physical_timer] {
-            irq::set_ppis_active(1_u32.checked_shl(intid).unwrap_or(0), false);
-        }
+        irq::end_guest_timers();
     }
     let total = timer::now_ticks().wrapping_sub(start);
     let stats = &vcpu.vm.stats;
@@ -341,10 +337,11 @@ fn answer(vcpu: &mut Vcpu, slot: &VcpuSlot, resume: &Resume) -> Flow {
             }
             Flow::Leave(Stop::Blocked)
         }
-        Resume::PsciComplete { target, verdict, starts } => {
+        Resume::PsciComplete { target, verdict, cpu_on } => {
             let Kind::Rec(rec) = &mut vcpu.kind else { return Flow::Again };
             match rec.complete_psci(vm, target, verdict) {
-                Ok(()) if starts => {
+                // Only now: before this the RMM would refuse to enter the target.
+                Ok(()) if cpu_on && cpu_on_completed(vm, target) => {
                     vcpu.turn_on(target, Ipa::new(0), 0);
                     if wake(vm, target) { Flow::Leave(Stop::Preempted) } else { Flow::Again }
                 }
@@ -388,6 +385,11 @@ fn change_ripas(vcpu: &mut Vcpu) -> Flow {
 fn fail(vm: &'static Vm, reason: Reason) -> Flow {
     lifecycle::fail(vm, reason);
     Flow::Leave(Stop::Exited)
+}
+
+/// Whether REC `target`, for which the RMM has carried out a CPU_ON, is to be started.
+fn cpu_on_completed(vm: &Vm, target: VcpuId) -> bool {
+    vm.services.lock().as_mut().is_some_and(|services| services.cpu_on_completed(target))
 }
 
 /// The vCPU waits for an interrupt, its timer, or `deadline` (virtual count).

@@ -347,14 +347,15 @@ pub enum Resume {
     /// This vCPU is off. Its state is void.
     CpuOff,
     /// Complete the pending PSCI request of this REC towards `target` with RMI_PSCI_COMPLETE, then
-    /// enter both again as far as they are runnable.
+    /// enter it again. After a CPU_ON, [`crate::VmServices::cpu_on_completed`] says whether to start
+    /// `target`.
     PsciComplete {
         /// REC that the request names.
         target: VcpuId,
         /// Whether the host agrees.
         verdict: PsciVerdict,
-        /// Whether `target` becomes runnable by this (CPU_ON).
-        starts: bool,
+        /// Whether the request is CPU_ON.
+        cpu_on: bool,
     },
     /// All vCPUs of the VM are to stop: the guest turned itself off.
     SystemOff,

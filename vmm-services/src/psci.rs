@@ -26,6 +26,9 @@ pub(crate) fn is_call(function: u32) -> bool {
 pub(crate) struct PowerState {
     all: VcpuSet,
     on: VcpuSet,
+    /// RECs that were named by a CPU_ON while the host took them for on. The RMM may have turned such
+    /// a REC off before, and then on again by that call, while its core was still on the way to say so.
+    named_while_on: VcpuSet,
 }
 
 fn error(code: ErrorCode) -> Resume {
@@ -35,7 +38,11 @@ fn error(code: ErrorCode) -> Resume {
 impl PowerState {
     /// Only [`VcpuId::BOOT`] of `vcpus` is on.
     pub(crate) fn new(vcpus: usize) -> Self {
-        Self { all: VcpuSet::first(vcpus), on: VcpuSet::only(VcpuId::BOOT) }
+        Self {
+            all: VcpuSet::first(vcpus),
+            on: VcpuSet::only(VcpuId::BOOT),
+            named_while_on: VcpuSet::EMPTY,
+        }
     }
 
     pub(crate) fn is_on(&self, vcpu: VcpuId) -> bool {
@@ -128,6 +135,11 @@ impl PowerState {
     pub(crate) fn notice(&mut self, vcpu: VcpuId, notice: PsciNotice) -> Resume {
         match notice {
             PsciNotice::CpuSuspend => Resume::Suspend,
+            // To be entered once more: only the RMM knows whether it is on again.
+            PsciNotice::CpuOff if self.named_while_on.contains(vcpu) => {
+                self.named_while_on.remove(vcpu);
+                Resume::Continue
+            }
             PsciNotice::CpuOff => {
                 self.on.remove(vcpu);
                 Resume::CpuOff
@@ -135,15 +147,13 @@ impl PowerState {
             PsciNotice::CpuOn { target } => match self.find(target) {
                 // The RMM answers ALREADY_ON by itself, whatever our verdict on such a target is.
                 Some(target) => {
-                    let starts = !self.on.contains(target);
-                    self.on.insert(target);
-                    Resume::PsciComplete { target, verdict: PsciVerdict::Success, starts }
+                    Resume::PsciComplete { target, verdict: PsciVerdict::Success, cpu_on: true }
                 }
                 None => Resume::Stop(StopReason::Protocol("CPU_ON of a REC that does not exist")),
             },
             PsciNotice::AffinityInfo { target } => match self.find(target) {
                 Some(target) => {
-                    Resume::PsciComplete { target, verdict: PsciVerdict::Success, starts: false }
+                    Resume::PsciComplete { target, verdict: PsciVerdict::Success, cpu_on: false }
                 }
                 None => {
                     Resume::Stop(StopReason::Protocol("AFFINITY_INFO of a REC that does not exist"))
@@ -152,6 +162,14 @@ impl PowerState {
             PsciNotice::SystemOff => Resume::SystemOff,
             PsciNotice::SystemReset => Resume::SystemReset,
         }
+    }
+
+    /// The RMM has carried out a CPU_ON of `target`; `true` if that one is to be started.
+    pub(crate) fn cpu_on_completed(&mut self, target: VcpuId) -> bool {
+        let starts = !self.on.contains(target);
+        let set = if starts { &mut self.on } else { &mut self.named_while_on };
+        set.insert(target);
+        starts
     }
 }
 

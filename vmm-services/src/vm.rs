@@ -296,11 +296,22 @@ impl VmServices {
         if !self.is_realm() {
             return protocol("realm's PSCI request by an ordinary guest");
         }
-        let resume = self.power.notice(vcpu, notice);
-        if let Resume::PsciComplete { target, starts: true, .. } = resume {
+        self.power.notice(vcpu, notice).into()
+    }
+
+    /// RMI_PSCI_COMPLETE has carried out a realm's CPU_ON of `target`; `true` if that REC is to be
+    /// started.
+    ///
+    /// `false` if it is on as far as is known here. It may be that the RMM has turned it off and its
+    /// exit is still to come: it will be answered by another entry then, which the RMM refuses if the
+    /// REC is off after all. That refusal is to be handed in as [`crate::exit::PsciNotice::CpuOff`].
+    #[must_use = "a REC that is not started never runs"]
+    pub fn cpu_on_completed(&mut self, target: VcpuId) -> bool {
+        let starts = self.power.cpu_on_completed(target);
+        if starts {
             self.vgic.power_on(target);
         }
-        resume.into()
+        starts
     }
 
     fn wait(&self, vcpu: VcpuId, kind: WaitKind, deadline: Option<u64>) -> Resume {

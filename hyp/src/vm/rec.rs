@@ -33,6 +33,8 @@ pub struct RecVcpu {
     /// Registers of the host call that is being answered.
     call: Registers,
     ripas_change: RipasStage,
+    /// Whether the last exit was its CPU_OFF: the RMM need not let it be entered again.
+    was_off: bool,
 }
 
 /// How far a RIPAS change is, which has to be finished before the next entry.
@@ -68,6 +70,7 @@ impl RecVcpu {
     pub fn new(rec: Rec<'static, Smc>, gic: GicModel) -> Self {
         Self {
             rec,
+            was_off: false,
             next: Next::Plain,
             image: LrImage::EMPTY,
             timers: Timers::default(),
@@ -133,8 +136,13 @@ impl RecVcpu {
             Ok(exit) => exit,
             // The realm turned itself off on another REC, whose exit ends the VM.
             Err(EnterError::RealmOff) => return Some(Exit::Interrupt),
+            // It was entered in case that a CPU_ON had come just behind its CPU_OFF, and none had.
+            Err(EnterError::NotRunnable) if self.was_off => {
+                return Some(Exit::Psci(PsciNotice::CpuOff));
+            }
             Err(error) => return Some(self.fail(vm, &error)),
         };
+        self.was_off = matches!(exit.cause, ExitCause::Psci(PsciRequest::CpuOff));
         match exit.cause {
             ExitCause::Irq | ExitCause::Fiq => Some(Exit::Interrupt),
             ExitCause::SError { esr } => {
@@ -243,7 +251,12 @@ impl RecVcpu {
         drop(space);
         match outcome {
             // If there is more to do, the REC faults again, and comes back earlier if there is an interrupt.
-            Ok(FaultIn::Mapped { .. } | FaultIn::AlreadyMapped | FaultIn::Underway) => None,
+            Ok(
+                FaultIn::Mapped { .. }
+                | FaultIn::AlreadyMapped
+                | FaultIn::GivenUp
+                | FaultIn::Underway,
+            ) => None,
             Ok(outcome) => {
                 Some(self.fail(vm, &format_args!("no memory for the realm at {ipa}: {outcome:?}")))
             }

@@ -142,7 +142,7 @@ fn serve<H: Host>(
                     services.faults += granules;
                     Next::Plain
                 }
-                FaultIn::AlreadyMapped | FaultIn::Underway => Next::Plain,
+                FaultIn::AlreadyMapped | FaultIn::GivenUp | FaultIn::Underway => Next::Plain,
                 FaultIn::Destroyed | FaultIn::NotRam(_) | FaultIn::Livelock => {
                     Next::End(Outcome::Destroyed)
                 }

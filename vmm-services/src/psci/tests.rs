@@ -160,16 +160,32 @@ fn requests_that_an_rmm_reports() {
     let mut power = PowerState::new(2);
     let on = PsciNotice::CpuOn { target: 1 };
     let complete =
-        |starts| Resume::PsciComplete { target: cpu(1), verdict: PsciVerdict::Success, starts };
+        |cpu_on| Resume::PsciComplete { target: cpu(1), verdict: PsciVerdict::Success, cpu_on };
     assert_eq!(power.notice(cpu(0), on), complete(true));
-    assert_eq!(power.notice(cpu(0), on), complete(false), "already on");
+    assert!(!power.is_on(cpu(1)), "not before the RMM has done it");
+    assert!(power.cpu_on_completed(cpu(1)) && power.is_on(cpu(1)));
     assert_eq!(power.notice(cpu(0), PsciNotice::AffinityInfo { target: 1 }), complete(false));
     assert_eq!(power.notice(cpu(1), PsciNotice::CpuOff), Resume::CpuOff);
+    assert!(!power.is_on(cpu(1)));
     assert_eq!(power.notice(cpu(0), on), complete(true));
+    assert!(power.cpu_on_completed(cpu(1)));
     assert_eq!(power.notice(cpu(0), PsciNotice::CpuSuspend), Resume::Suspend);
     assert_eq!(power.notice(cpu(0), PsciNotice::SystemReset), Resume::SystemReset);
     let stop = power.notice(cpu(0), PsciNotice::CpuOn { target: 2 });
     assert!(matches!(stop, Resume::Stop(StopReason::Protocol(_))));
+}
+
+#[test]
+fn a_rec_is_turned_on_before_the_host_hears_that_it_went_off() {
+    let mut power = PowerState::new(2);
+    assert!(power.cpu_on_completed(cpu(1)));
+    // The RMM has turned it off, and on again, while its exit was under way.
+    assert!(!power.cpu_on_completed(cpu(1)));
+    assert_eq!(power.notice(cpu(1), PsciNotice::CpuOff), Resume::Continue);
+    assert!(power.is_on(cpu(1)));
+    // This time it is over, or it was on all the while and the RMM said so to the caller.
+    assert_eq!(power.notice(cpu(1), PsciNotice::CpuOff), Resume::CpuOff);
+    assert!(power.cpu_on_completed(cpu(1)), "and can be turned on as ever");
 }
 
 proptest! {

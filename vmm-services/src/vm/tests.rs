@@ -324,8 +324,9 @@ fn realms_and_ordinary_guests_keep_apart() {
     assert!(protocol(vm.resume(&change)) && protocol(vm.resume(&notice)));
     assert!(protocol(realm.resume(&call)));
     assert_eq!(realm.resume(&change), Resume::RipasAccept);
-    assert!(matches!(realm.resume(&notice), Resume::PsciComplete { starts: true, .. }));
-    assert!(realm.services.is_on(VcpuId::new(1).unwrap()));
+    assert!(matches!(realm.resume(&notice), Resume::PsciComplete { cpu_on: true, .. }));
+    let sibling = VcpuId::new(1).unwrap();
+    assert!(realm.services.cpu_on_completed(sibling) && realm.services.is_on(sibling));
     assert_eq!(vm.resume(&call), Resume::Results([0x1_0001, 0, 0, 0]));
     let cause = FatalCause::GranuleProtection { ipa: 5 };
     assert_eq!(vm.resume(&Exit::Fatal(cause)), Resume::Stop(StopReason::Fatal(cause)));
