@@ -414,16 +414,16 @@ struct VmView(&'static Vm);
 
 impl GuestMemory for VmView {
     fn read(&self, ipa: mm::Ipa, buf: &mut [u8]) -> Result<(), MemoryFault> {
-        match &*self.0.space.lock() {
-            crate::vm::Space::Normal(memory) => memory.read(ipa, buf),
+        match &mut *self.0.space.lock() {
+            crate::vm::Space::Normal(memory) => memory.read(&self.0.vmid, ipa, buf),
             crate::vm::Space::Realm(realm) => realm.read(ipa, buf),
             _ => Err(MemoryFault { ipa }),
         }
     }
 
     fn write(&self, ipa: mm::Ipa, data: &[u8]) -> Result<(), MemoryFault> {
-        match &*self.0.space.lock() {
-            crate::vm::Space::Normal(memory) => memory.write(ipa, data),
+        match &mut *self.0.space.lock() {
+            crate::vm::Space::Normal(memory) => memory.write(&self.0.vmid, ipa, data),
             crate::vm::Space::Realm(realm) => realm.write(ipa, data),
             _ => Err(MemoryFault { ipa }),
         }

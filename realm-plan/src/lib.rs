@@ -74,7 +74,7 @@ impl RealmPlan {
         let top = layout::RAM.checked_add(spec.memory).ok_or(PlanError::Memory(spec.memory))?;
         let segments = load.segments.iter().map(|segment| Segment {
             ipa: segment.ipa,
-            pages: match realm.populate {
+            pages: match spec.populate {
                 // The rest is zero, as memory that comes by a fault is.
                 Populate::Lazy => segment.length.div_ceil(PAGE_SIZE),
                 Populate::Eager | Populate::Image => segment.size / PAGE_SIZE,
@@ -92,7 +92,7 @@ impl RealmPlan {
         };
         Ok(Self {
             config,
-            eager: realm.populate == Populate::Eager,
+            eager: spec.populate == Populate::Eager,
             ram: [IpaRange { base: layout::RAM, top }],
             segments: segments.collect(),
             recs: (0..spec.vcpus.min(MAX_VCPUS)).map(rec).collect(),

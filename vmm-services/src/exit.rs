@@ -266,6 +266,11 @@ pub enum FatalCause {
         /// Faulting address, zero where the syndrome has none.
         ipa: u64,
     },
+    /// The host has no memory for the tables that are to map RAM which the guest touched.
+    OutOfMemory {
+        /// The guest's address.
+        ipa: u64,
+    },
     /// A granule protection fault: the VM's stage-2 led to memory of another world.
     GranuleProtection {
         /// The guest's address.

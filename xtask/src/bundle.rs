@@ -260,10 +260,10 @@ fn vm_node(vm: &Vm, placed: &BTreeMap<PathBuf, Placed>, switches: &[String]) -> 
     if let Some(realm) = &vm.stray_granule_of {
         set(&mut node, names::STRAY_GRANULE_OF, realm.as_str());
     }
+    set(&mut node, names::POPULATE, vm.populate.name());
     if vm.kind == Kind::Realm {
         set(&mut node, names::HASH, vm.hash.name());
         set(&mut node, names::IPA_BITS, vm.ipa_bits);
-        set(&mut node, names::POPULATE, vm.populate.name());
         set(&mut node, names::FAULT, vm.fault.name());
         set(&mut node, names::CONVERSIONS, vm.conversions.name());
         if let Some(value) = &vm.personalization {

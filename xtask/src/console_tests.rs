@@ -28,7 +28,7 @@ fn vm(name: &str, expect: Expect, reason: Option<&str>) -> Vm {
         hash: Hash::Sha256,
         ipa_bits: 40,
         personalization: None,
-        populate: Populate::default(),
+        populate: Populate::Eager,
         fault: Fault::default(),
         conversions: Conversions::default(),
         stray_granule_of: None,

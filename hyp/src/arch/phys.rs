@@ -17,6 +17,15 @@ pub fn bytes_mut(frames: &mut Frames<Undelegated>) -> &mut [u8] {
     unsafe { core::slice::from_raw_parts_mut(base, frames.bytes() as usize) }
 }
 
+/// `bytes` bytes from `offset` of the granules of a token, while no guest can reach these. `None` if they
+/// leave the granules.
+pub fn part_mut(frames: &mut Frames<Undelegated>, offset: u64, bytes: u64) -> Option<&mut [u8]> {
+    let len = usize::try_from(bytes).ok()?;
+    let base = core::ptr::with_exposed_provenance_mut(address(frames, offset, len)?);
+    // SAFETY: as in `bytes_mut`, for a range that `address` has checked to lie inside.
+    Some(unsafe { core::slice::from_raw_parts_mut(base, len) })
+}
+
 /// Copies bytes out of granules that a guest may be writing to. `false` if the range leaves them.
 /// 2, 4 or 8 bytes at an address that is a multiple of their number are read in one access.
 pub fn read(frames: &Frames<Undelegated>, offset: u64, to: &mut [u8]) -> bool {

@@ -77,7 +77,9 @@ fn detail(exit: &Exit) -> u64 {
         Exit::Fatal(
             FatalCause::UnknownException { esr } | FatalCause::ExternalAbort { esr, .. },
         ) => *esr,
-        Exit::Fatal(FatalCause::GranuleProtection { ipa }) => *ipa,
+        Exit::Fatal(FatalCause::GranuleProtection { ipa } | FatalCause::OutOfMemory { ipa }) => {
+            *ipa
+        }
         Exit::Psci(_) | Exit::Wait { .. } | Exit::Interrupt => 0,
     }
 }

@@ -2,6 +2,7 @@
 
 use super::memory::VmMemory;
 use super::normal::NormalVcpu;
+use super::population::{Population, Progress};
 use super::realm::{Construction, Image};
 use super::rec::RecVcpu;
 use super::vcpu::{self, Kind, Vcpu};
@@ -16,11 +17,12 @@ use crate::sync::Lock;
 use arrayvec::ArrayVec;
 use cca_host::Rec;
 use core::sync::atomic::Ordering;
+use mm::Ipa;
 use mm::stage2::{Geometry, PaRange, VmidBits};
 use sched::{Budget, CoreSet, Params};
 use spin::Once;
-use vmm_services::loader::{self, FDT_MAX, Source};
-use vmm_services::manifest::{Bundle, Conversions, VirtioDevice, VmSpec};
+use vmm_services::loader::{self, FDT_MAX};
+use vmm_services::manifest::{Bundle, VirtioDevice, VmKind, VmSpec};
 use vmm_services::vgic::{HardwarePpi, VgicConfig};
 use vmm_services::vm::{Endpoints, ServicesConfig};
 use vmm_services::{Entropy, EntropyError, MAX_VCPUS, VcpuId, VmServices, layout};
@@ -104,7 +106,7 @@ pub fn start_all() {
 ///
 /// Why it is refused. Nothing is held then.
 fn build(vm: &'static Vm) -> Result<(), Reason> {
-    let mut built = begin(vm);
+    let mut built = begin(vm).map(|()| false);
     while let Ok(false) = built {
         built = advance(vm);
     }
@@ -115,45 +117,56 @@ fn build(vm: &'static Vm) -> Result<(), Reason> {
     built.map(|_| ())
 }
 
-/// Begins to build `vm`; `true` if that was all there is to do.
+/// Begins to build `vm`.
 ///
 /// # Errors
 ///
 /// Why it is refused. What there is has to be taken apart.
-pub fn begin(vm: &'static Vm) -> Result<bool, Reason> {
-    with_image(vm, |image| {
-        check_entropy(image.spec)?;
-        disks::build(vm, image.spec, image.bundle)?;
-        if image.spec.realm().is_none() {
-            build_normal(vm, image)?;
-            connect(vm)?;
-            finish(vm);
-            return Ok(true);
+pub fn begin(vm: &'static Vm) -> Result<(), Reason> {
+    let (spec, bundle) = source(vm)?;
+    check_entropy(spec)?;
+    disks::build(vm, spec, bundle)?;
+    let space = match spec.kind {
+        VmKind::Vm => Space::Population(begin_normal(vm, spec)?),
+        VmKind::Realm(_) => {
+            let rmm = super::realm::rmm()?;
+            Space::Construction(with_image(vm, |image| Construction::begin(rmm, vm, image))?)
         }
-        let construction = Construction::begin(super::realm::rmm()?, vm, image)?;
-        *vm.space.lock() = Space::Construction(construction);
-        Ok(false)
-    })
+    };
+    *vm.space.lock() = space;
+    Ok(())
 }
 
-/// Goes on building a realm, for a bounded number of RMI calls; `true` when it is built.
+/// Goes on building `vm`, for a bounded time; `true` when it is built.
 ///
 /// # Errors
 ///
 /// As for [`begin`].
 pub fn advance(vm: &'static Vm) -> Result<bool, Reason> {
-    with_image(vm, |image| {
-        let mut space = vm.space.lock();
-        let Space::Construction(construction) = &mut *space else { return Ok(true) };
-        if !construction.step(vm, image)? {
-            return Ok(false);
+    let (spec, bundle) = source(vm)?;
+    let progress = match &mut *vm.space.lock() {
+        Space::Population(population) => population.step(&vm.vmid, bundle)?,
+        Space::Construction(_) => Progress::NeedsImage,
+        _ => return Ok(true),
+    };
+    let complete = match progress {
+        Progress::Underway => false,
+        Progress::Complete => true,
+        Progress::NeedsImage => with_image(vm, |image| match &mut *vm.space.lock() {
+            Space::Population(population) => population.plan(&vm.vmid, image).map(|()| false),
+            Space::Construction(construction) => construction.step(vm, image),
+            _ => Ok(false),
+        })?,
+    };
+    if complete {
+        match spec.kind {
+            VmKind::Vm => equip_normal(vm, spec)?,
+            VmKind::Realm(_) => equip_realm(vm, spec)?,
         }
-        drop(space);
-        equip_realm(vm, image.spec)?;
         connect(vm)?;
         finish(vm);
-        Ok(true)
-    })
+    }
+    Ok(complete)
 }
 
 /// Connects a VM that has all its own with others.
@@ -169,15 +182,18 @@ fn finish(vm: &Vm) {
     log::info!("vm {}: built, {granules} granules", vm.name());
 }
 
-/// Does something with what `vm` is made from. That is worked out anew each time: it takes little
-/// beside what is done with it, and the device trees of all VMs share one buffer.
+/// What the bundle says about `vm`, and the bundle.
+fn source(vm: &Vm) -> Result<(&'static VmSpec<'static>, &'static Bundle<'static>), Reason> {
+    vm.spec().zip(super::bundle()).ok_or_else(|| Reason::new(format_args!("not in the bundle")))
+}
+
+/// Does something with what `vm` is made from. That is worked out anew each time: the device trees of
+/// all VMs share one buffer.
 fn with_image<R>(
     vm: &'static Vm,
     work: impl FnOnce(&Image<'_>) -> Result<R, Reason>,
 ) -> Result<R, Reason> {
-    let (Some(spec), Some(bundle)) = (vm.spec(), super::bundle()) else {
-        return Err(Reason::new(format_args!("not in the bundle")));
-    };
+    let (spec, bundle) = source(vm)?;
     let mut fdt = FDT.lock();
     let plan = loader::plan(spec, bundle, &mut fdt.0)
         .map_err(|error| Reason::new(format_args!("{error}")))?;
@@ -198,54 +214,68 @@ pub fn start(vm: &'static Vm) -> bool {
     true
 }
 
+/// Sets apart the RAM of a normal VM.
 // Large temporaries: not to be on the stack together with those of a realm.
 #[inline(never)]
-fn build_normal(vm: &'static Vm, image: &Image<'_>) -> Result<(), Reason> {
-    let Image { spec, bundle, plan, fdt } = *image;
+fn begin_normal(vm: &'static Vm, spec: &VmSpec<'_>) -> Result<Population, Reason> {
     let (geometry, _) =
         STAGE2.get().ok_or_else(|| Reason::new(format_args!("stage-2 is not set up")))?;
-    let mut memory = VmMemory::new(vm.owner(), spec.memory, *geometry, &vm.vmid)
+    let memory = VmMemory::new(vm.owner(), spec.memory, *geometry)
         .map_err(|error| Reason::new(format_args!("{error}")))?;
-    let filled = plan.segments.iter().all(|segment| {
-        let bytes = source_bytes(segment.source, segment.length, bundle, fdt);
-        bytes.is_some_and(|bytes| memory.fill(segment.ipa, bytes))
-    });
-    memory.publish();
-    *vm.space.lock() = Space::Normal(memory);
-    if !filled {
-        return Err(Reason::new(format_args!("an image lies outside the VM's memory")));
-    }
-    let config = ServicesConfig {
-        vgic: VgicConfig {
-            vcpus: spec.vcpus,
-            list_registers: vgic_hw::list_registers(),
-            hardware_ppis: timer_interrupts(),
-        },
-        realm_ipa_bits: None,
-        conversions: Conversions::Any,
-        uart: spec.devices.uart,
-        flash: spec.devices.flash,
-        watchdog_ms: spec.watchdog_ms,
-        virtio: &spec.devices.virtio,
-        channels: &channel::endpoints(vm).collect::<Endpoints>(),
+    Ok(Population::new(memory, spec.populate))
+}
+
+/// Gives a normal VM whose RAM is complete devices, and makes its vCPUs known to the scheduler.
+#[inline(never)]
+fn equip_normal(vm: &'static Vm, spec: &VmSpec<'_>) -> Result<(), Reason> {
+    let Some((entry, fdt)) = take_population(vm) else {
+        return Err(Reason::new(format_args!("its RAM is not complete")));
     };
-    equip(vm, &config);
+    equip(vm, spec, vgic_hw::list_registers(), timer_interrupts());
     passthrough::assign(vm, &spec.passthrough)?;
     // Virtual time of the VM starts at zero.
     let offset = timer::now_ticks();
     for id in vm.vcpus() {
-        let (pc, x0) = if id == VcpuId::BOOT { (plan.entry.get(), plan.fdt.get()) } else { (0, 0) };
+        let (pc, x0) = if id == VcpuId::BOOT { (entry.get(), fdt.get()) } else { (0, 0) };
         let kind = Kind::Normal(NormalVcpu::new(id.mpidr(), offset, pc, x0));
         add_vcpu(vm, spec, id, kind)?;
     }
     map_stray_granule(vm, spec)
 }
 
+/// Turns a population into the VM's memory; where its first vCPU and its device tree are in it, if it was
+/// complete.
+#[inline(never)]
+fn take_population(vm: &Vm) -> Option<(Ipa, Ipa)> {
+    let mut space = vm.space.lock();
+    let Space::Population(population) = core::mem::replace(&mut *space, Space::None) else {
+        return None;
+    };
+    let (memory, start) = population.finish();
+    *space = Space::Normal(memory);
+    start
+}
+
 /// Gives a VM its device models.
 // A frame of its own: they are large, and building a VM has no need of them.
 #[inline(never)]
-fn equip(vm: &Vm, config: &ServicesConfig<'_>) {
-    *vm.services.lock() = Some(VmServices::new(config));
+fn equip(
+    vm: &Vm,
+    spec: &VmSpec<'_>,
+    list_registers: usize,
+    hardware_ppis: [Option<HardwarePpi>; 2],
+) {
+    let realm = spec.realm();
+    *vm.services.lock() = Some(VmServices::new(&ServicesConfig {
+        vgic: VgicConfig { vcpus: spec.vcpus, list_registers, hardware_ppis },
+        realm_ipa_bits: realm.map(|realm| realm.ipa_bits),
+        conversions: realm.map(|realm| realm.conversions).unwrap_or_default(),
+        uart: spec.devices.uart,
+        flash: spec.devices.flash,
+        watchdog_ms: spec.watchdog_ms,
+        virtio: &spec.devices.virtio,
+        channels: &channel::endpoints(vm).collect::<Endpoints>(),
+    }));
 }
 
 /// A guest's timers are the core's own, so their interrupts are tied to the machine's.
@@ -274,22 +304,7 @@ fn take_over(vm: &Vm) -> ArrayVec<Rec<'static, Smc>, MAX_VCPUS> {
 fn equip_realm(vm: &'static Vm, spec: &VmSpec<'_>) -> Result<(), Reason> {
     let rmm = super::realm::rmm()?;
     let recs = take_over(vm);
-    let ipa_bits = spec.realm().map(|realm| realm.ipa_bits);
-    let config = ServicesConfig {
-        vgic: VgicConfig {
-            vcpus: spec.vcpus,
-            list_registers: super::realm::list_registers(rmm),
-            hardware_ppis: [None; 2],
-        },
-        realm_ipa_bits: ipa_bits,
-        conversions: spec.realm().map(|realm| realm.conversions).unwrap_or_default(),
-        uart: spec.devices.uart,
-        flash: spec.devices.flash,
-        watchdog_ms: spec.watchdog_ms,
-        virtio: &spec.devices.virtio,
-        channels: &channel::endpoints(vm).collect::<Endpoints>(),
-    };
-    equip(vm, &config);
+    equip(vm, spec, super::realm::list_registers(rmm), [None; 2]);
     let mut failure = None;
     let gic = rmm.capabilities().gic;
     for (id, rec) in vm.vcpus().zip(recs) {
@@ -299,23 +314,6 @@ fn equip_realm(vm: &'static Vm, spec: &VmSpec<'_>) -> Result<(), Reason> {
         }
     }
     failure.map_or(Ok(()), Err)
-}
-
-/// Bytes of a segment's source.
-fn source_bytes<'a>(
-    source: Source,
-    length: u64,
-    bundle: &Bundle<'a>,
-    fdt: &'a FdtBuffer,
-) -> Option<&'a [u8]> {
-    let length = usize::try_from(length).ok()?;
-    match source {
-        Source::Bundle { offset } => {
-            let offset = usize::try_from(offset).ok()?;
-            bundle.bytes().get(offset..offset.checked_add(length)?)
-        }
-        Source::Fdt => fdt.0.get(..length),
-    }
 }
 
 /// Makes a vCPU known to the scheduler, blocked.

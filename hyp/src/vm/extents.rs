@@ -4,8 +4,8 @@ use crate::arch::{bulk, phys};
 use crate::memory::ledger;
 use arrayvec::ArrayVec;
 use core::fmt;
-use mm::PAGE_SIZE;
 use mm::ledger::{Frames, OutOfMemory, Owner, Undelegated, Use};
+use mm::{PAGE_SIZE, PhysAddr};
 
 /// Why memory of a wanted size cannot be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,30 +35,63 @@ pub struct Extent {
     pub frames: Frames<Undelegated>,
 }
 
+/// A part of a run, naturally aligned in both spaces.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece {
+    /// Address of its first byte in the space that the extents make up.
+    pub start: u64,
+    /// Its memory.
+    pub base: PhysAddr,
+    /// Its size.
+    pub bytes: u64,
+}
+
+impl Piece {
+    /// The address behind it.
+    #[must_use]
+    pub const fn end(&self) -> u64 {
+        self.start + self.bytes
+    }
+}
+
 /// Up to `N` runs of granules that make up one contiguous space of addresses.
 pub struct Extents<const N: usize> {
     list: ArrayVec<Extent, N>,
 }
 
 impl<const N: usize> Extents<N> {
-    /// Takes zeroed granules for `bytes` bytes, rounded up to whole pages, whose addresses begin with
-    /// `start`. Takes the largest blocks that are free and aligned in both spaces. If there is not
-    /// enough, the granules that are kept delegated for the next realm are given back first.
+    /// Takes zeroed granules; see [`Self::take`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::take`].
+    pub fn new(used_for: Use, owner: Owner, start: u64, bytes: u64) -> Result<Self, ExtentsError> {
+        let mut extents = Self::take(used_for, owner, start, bytes)?;
+        for extent in &mut extents.list {
+            bulk::zero(phys::bytes_mut(&mut extent.frames));
+        }
+        Ok(extents)
+    }
+
+    /// Takes granules for `bytes` bytes, rounded up to whole pages, whose addresses begin with
+    /// `start`. They hold what earlier owners left: [`Self::zero`] has to come before any guest. Takes
+    /// the largest blocks that are free and aligned in both spaces. If there is not enough, the granules
+    /// that are kept delegated for the next realm are given back first.
     ///
     /// # Errors
     ///
     /// See [`ExtentsError`]; everything taken so far has been given back.
-    pub fn new(used_for: Use, owner: Owner, start: u64, bytes: u64) -> Result<Self, ExtentsError> {
-        Self::try_new(used_for, owner, start, bytes).or_else(|_| {
+    pub fn take(used_for: Use, owner: Owner, start: u64, bytes: u64) -> Result<Self, ExtentsError> {
+        Self::try_take(used_for, owner, start, bytes).or_else(|_| {
             // Whatever this frees: another core may have just drained the pool.
             super::realm::drain_pool();
-            Self::try_new(used_for, owner, start, bytes)
+            Self::try_take(used_for, owner, start, bytes)
         })
     }
 
-    fn try_new(used_for: Use, owner: Owner, start: u64, bytes: u64) -> Result<Self, ExtentsError> {
+    fn try_take(used_for: Use, owner: Owner, start: u64, bytes: u64) -> Result<Self, ExtentsError> {
         let mut extents = Self { list: ArrayVec::new() };
-        match extents.populate(used_for, owner, start, bytes.div_ceil(PAGE_SIZE)) {
+        match extents.collect(used_for, owner, start, bytes.div_ceil(PAGE_SIZE)) {
             Ok(()) => Ok(extents),
             Err(error) => {
                 extents.free();
@@ -67,7 +100,7 @@ impl<const N: usize> Extents<N> {
         }
     }
 
-    fn populate(
+    fn collect(
         &mut self,
         used_for: Use,
         owner: Owner,
@@ -83,7 +116,7 @@ impl<const N: usize> Extents<N> {
             // granules can be a block of stage-2.
             let fits = pages.ilog2().min((start / PAGE_SIZE).trailing_zeros()) as u8;
             let order = fits.min(limit);
-            let mut frames = match ledger().alloc(order, used_for, owner) {
+            let frames = match ledger().alloc(order, used_for, owner) {
                 Ok(frames) => frames,
                 Err(_) if order > 0 => {
                     limit = order - 1;
@@ -91,7 +124,6 @@ impl<const N: usize> Extents<N> {
                 }
                 Err(error) => return Err(ExtentsError::OutOfMemory(error)),
             };
-            bulk::zero(phys::bytes_mut(&mut frames));
             let size = frames.bytes();
             self.list.push(Extent { start, frames });
             pages -= size / PAGE_SIZE;
@@ -103,6 +135,28 @@ impl<const N: usize> Extents<N> {
     /// The runs, in the order of their addresses.
     pub fn iter(&self) -> impl Iterator<Item = &Extent> {
         self.list.iter()
+    }
+
+    /// The largest piece around `at` that is no larger than `most`, a power of two; `None` if `at` is
+    /// not there.
+    #[must_use]
+    pub fn piece(&self, at: u64, most: u64) -> Option<Piece> {
+        let (extent, offset, _) = self.locate(at, 0, 1).ok()?;
+        let bytes = extent.frames.bytes().min(most);
+        // A run is a power of two in size and aligned to that, and so are its parts.
+        let offset = offset & !(bytes - 1);
+        let base = PhysAddr::new(extent.frames.base().get() + offset);
+        Some(Piece { start: extent.start + offset, base, bytes })
+    }
+
+    /// Fills a piece with zeros while nobody else can reach it.
+    pub fn zero(&mut self, piece: Piece) {
+        for extent in &mut self.list {
+            let Some(offset) = piece.start.checked_sub(extent.start) else { continue };
+            if let Some(bytes) = phys::part_mut(&mut extent.frames, offset, piece.bytes) {
+                bulk::zero(bytes);
+            }
+        }
     }
 
     /// Copies `data` to `at` while nobody else uses the memory. `false` if it does not all fit.

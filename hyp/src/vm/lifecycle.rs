@@ -185,7 +185,7 @@ pub fn work() -> bool {
 
 /// One step of taking `vm` apart or of building it again.
 fn step(vm: &'static Vm) {
-    let building = matches!(*vm.space.lock(), Space::Construction(_));
+    let building = matches!(*vm.space.lock(), Space::Construction(_) | Space::Population(_));
     let built = match building {
         true => build::advance(vm),
         false if !demolish(vm) => return,
@@ -195,7 +195,7 @@ fn step(vm: &'static Vm) {
                 end(vm);
                 return;
             }
-            build::begin(vm)
+            build::begin(vm).map(|()| false)
         }
     };
     match built {
@@ -273,6 +273,10 @@ pub fn take_apart(vm: &'static Vm) {
             memory.release(&vm.vmid);
             Space::None
         }
+        Space::Population(population) => {
+            population.finish().0.release(&vm.vmid);
+            Space::None
+        }
         Space::Realm(realm) => Space::Demolition(realm.demolish(recs)),
         Space::Construction(construction) => Space::Demolition(construction.demolish()),
         demolition @ Space::Demolition(_) => demolition,
@@ -304,6 +308,9 @@ pub fn explain(vm: &Vm, reason: &StopReason) -> Reason {
         }
         StopReason::Fatal(FatalCause::UnknownException { esr }) => {
             Reason::new(format_args!("exception that nothing can answer (ESR_EL2 {esr:#x})"))
+        }
+        StopReason::Fatal(FatalCause::OutOfMemory { ipa }) => {
+            Reason::new(format_args!("no memory left for its tables, at IPA {}", Ipa::new(ipa)))
         }
         StopReason::Protocol(text) => Reason::new(format_args!("{text}")),
     }

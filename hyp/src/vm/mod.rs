@@ -17,6 +17,7 @@ pub mod normal;
 pub mod output;
 pub mod passthrough;
 pub mod peers;
+pub mod population;
 pub mod realm;
 pub mod rec;
 pub mod selftest;
@@ -126,6 +127,8 @@ pub enum Space {
     None,
     /// A normal VM.
     Normal(memory::VmMemory),
+    /// A normal VM whose RAM is being zeroed and filled.
+    Population(population::Population),
     /// A realm.
     Realm(realm::RealmSpace),
     /// A realm that is being built.

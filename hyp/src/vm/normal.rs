@@ -290,9 +290,15 @@ impl NormalVcpu {
         // Below RAM live device models; what is mapped there stays as it is while the VM runs.
         if ipa >= layout::RAM
             && let Space::Normal(memory) = &mut *vm.space.lock()
-            && memory.resolve_fault(&vm.vmid, ipa, wanted) == FaultOutcome::Retry
         {
-            return Outcome::Handled;
+            match memory.resolve_fault(&vm.vmid, ipa, wanted) {
+                Ok(FaultOutcome::Retry) => return Outcome::Handled,
+                Ok(FaultOutcome::NotMapped | FaultOutcome::Denied) => {}
+                Err(_) => {
+                    let cause = FatalCause::OutOfMemory { ipa: ipa.get() };
+                    return Outcome::Exit(Exit::Fatal(cause));
+                }
+            }
         }
         match access {
             Some(access) if !fetch && !esr.is_stage1_walk() => {

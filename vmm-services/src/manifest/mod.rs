@@ -96,24 +96,23 @@ pub struct RealmSpec {
     pub hash: HashAlgorithm,
     /// Width of the realm's IPA space in bits; its upper half is shared.
     pub ipa_bits: u32,
-    /// When its RAM gets memory.
-    pub populate: Populate,
     /// How much memory a fault brings in.
     pub fault: FaultSize,
     /// Which conversions of its memory the owner allows.
     pub conversions: Conversions,
 }
 
-/// When the RAM of a realm gets memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// When the RAM of a VM gets memory. That of a normal VM is set apart before it starts in any case;
+/// what waits is that it is zeroed and mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Populate {
-    /// All of it before the realm starts.
+    /// All of it before the VM starts: what a normal VM does unless told otherwise.
     Eager,
-    /// The images before the realm starts, zero-filled ends included; the rest when it is touched.
-    #[default]
+    /// The images before the VM starts, zero-filled ends included; the rest when it is touched: what
+    /// a realm does unless told otherwise.
     Image,
-    /// Only the pages that files provide contents for; the rest, zero-filled ends of images included,
-    /// when it is touched. The measurement has fewer pages then.
+    /// Only what files provide contents for; the rest, zero-filled ends of images included, when it is
+    /// touched. The measurement of a realm has fewer pages then.
     Lazy,
 }
 
@@ -250,6 +249,8 @@ pub struct VmSpec<'a> {
     pub vcpus: usize,
     /// RAM in bytes, a multiple of 2 MiB.
     pub memory: u64,
+    /// When its RAM gets memory.
+    pub populate: Populate,
     /// Scheduling priority.
     pub priority: u32,
     /// Processor time, if limited.

@@ -47,6 +47,14 @@ pub const PRIORITY: &str = "priority";
 pub const BUDGET_US: &str = "budget-us";
 /// VM, optional, together with [`BUDGET_US`]: u32.
 pub const PERIOD_US: &str = "period-us";
+/// VM, optional: string; when missing [`POPULATE_EAGER`] for an ordinary VM, [`POPULATE_IMAGE`] for a realm.
+pub const POPULATE: &str = "populate";
+/// Value of [`POPULATE`].
+pub const POPULATE_EAGER: &str = "eager";
+/// Value of [`POPULATE`].
+pub const POPULATE_IMAGE: &str = "image";
+/// Value of [`POPULATE`].
+pub const POPULATE_LAZY: &str = "lazy";
 /// VM, optional: u32, bit mask of cores.
 pub const AFFINITY: &str = "affinity";
 /// VM, optional: string.
@@ -82,14 +90,6 @@ pub const SHA384: &str = "sha384";
 pub const SHA512: &str = "sha512";
 /// Realm: u32.
 pub const IPA_BITS: &str = "ipa-bits";
-/// Realm, optional: string, [`POPULATE_IMAGE`] when missing.
-pub const POPULATE: &str = "populate";
-/// Value of [`POPULATE`].
-pub const POPULATE_EAGER: &str = "eager";
-/// Value of [`POPULATE`].
-pub const POPULATE_IMAGE: &str = "image";
-/// Value of [`POPULATE`].
-pub const POPULATE_LAZY: &str = "lazy";
 /// Realm, optional: string, [`FAULT_PAGE`] when missing.
 pub const FAULT: &str = "fault";
 /// Value of [`FAULT`].

@@ -215,6 +215,7 @@ fn vm<'a>(at: &At<'a>, images: &Images<'a>) -> Result<'a, VmSpec<'a>> {
         name,
         vcpus: at.number_within(VCPUS, 1, MAX_VCPUS as u64)? as usize,
         memory,
+        populate: populate(at, &kind)?,
         priority: at.number_within(PRIORITY, 0, u64::from(PRIORITIES - 1))? as u32,
         budget: budget(at)?,
         affinity: match at.node.property(AFFINITY) {
@@ -259,10 +260,11 @@ fn vm<'a>(at: &At<'a>, images: &Images<'a>) -> Result<'a, VmSpec<'a>> {
 
 /// Reads the kind, and refuses properties that are not known for it.
 fn kind<'a>(at: &At<'a>) -> Result<'a, VmKind> {
-    const COMMON: [&str; 12] = [
+    const COMMON: [&str; 13] = [
         KIND,
         VCPUS,
         MEMORY,
+        POPULATE,
         PRIORITY,
         BUDGET_US,
         PERIOD_US,
@@ -287,7 +289,7 @@ fn kind<'a>(at: &At<'a>) -> Result<'a, VmKind> {
             Ok(VmKind::Vm)
         }
         KIND_REALM => {
-            known(&[RPV, HASH, names::IPA_BITS, POPULATE, FAULT, CONVERSIONS])?;
+            known(&[RPV, HASH, names::IPA_BITS, FAULT, CONVERSIONS])?;
             Ok(VmKind::Realm(RealmSpec {
                 rpv: match at.node.property(RPV) {
                     None => [0; 64],
@@ -301,12 +303,6 @@ fn kind<'a>(at: &At<'a>) -> Result<'a, VmKind> {
                 },
                 ipa_bits: at.number_within(names::IPA_BITS, *IPA_BITS.start(), *IPA_BITS.end())?
                     as u32,
-                populate: match at.optional_str(POPULATE)? {
-                    Some(POPULATE_EAGER) => Populate::Eager,
-                    None | Some(POPULATE_IMAGE) => Populate::Image,
-                    Some(POPULATE_LAZY) => Populate::Lazy,
-                    Some(_) => return Err(at.fault(POPULATE, Fault::BadValue)),
-                },
                 fault: match at.optional_str(FAULT)? {
                     None | Some(FAULT_PAGE) => FaultSize::Page,
                     Some(FAULT_BLOCK) => FaultSize::Block,
@@ -321,6 +317,16 @@ fn kind<'a>(at: &At<'a>) -> Result<'a, VmKind> {
             }))
         }
         _ => Err(at.fault(KIND, Fault::BadValue)),
+    }
+}
+
+/// When the RAM of a VM of this kind gets memory.
+fn populate<'a>(at: &At<'a>, kind: &VmKind) -> Result<'a, Populate> {
+    match (at.optional_str(POPULATE)?, kind) {
+        (Some(POPULATE_EAGER), _) | (None, VmKind::Vm) => Ok(Populate::Eager),
+        (Some(POPULATE_IMAGE), _) | (None, VmKind::Realm(_)) => Ok(Populate::Image),
+        (Some(POPULATE_LAZY), _) => Ok(Populate::Lazy),
+        (Some(_), _) => Err(at.fault(POPULATE, Fault::BadValue)),
     }
 }
 

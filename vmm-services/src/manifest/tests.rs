@@ -34,6 +34,7 @@ fn a_full_bundle_is_read() {
         .with(cell(AFFINITY, 0b10))
         .with(text(CMDLINE, "console=ttyAMA0 quiet"))
         .with(cell(REPEAT, 50))
+        .with(text(POPULATE, POPULATE_LAZY))
         .with(text(STRAY_GRANULE_OF, "secret"))
         .with(text(EXPECT, EXPECT_STOPPED))
         .with(text(EXPECT_REASON, "granule"));
@@ -64,7 +65,8 @@ fn a_full_bundle_is_read() {
     assert!(linux.devices.flash && !realm.devices.flash);
     let spec = realm.realm().unwrap();
     assert_eq!((spec.rpv, spec.ipa_bits), ([3; 64], 40));
-    assert_eq!((spec.populate, spec.fault), (Populate::Eager, FaultSize::Block));
+    assert_eq!((linux.populate, realm.populate), (Populate::Lazy, Populate::Eager));
+    assert_eq!(spec.fault, FaultSize::Block);
     assert_eq!((spec.conversions, bundle.pool), (Conversions::None, Some(7)));
     assert_eq!(realm.kernel_format, KernelFormat::Raw);
     assert_eq!(realm.devices.uart, Some(Placement { base: 0x0b00_0000, intid: 40 }));
@@ -140,7 +142,8 @@ fn faults_of_a_vm_are_named() {
         (Vm::realm("a").with(text(POPULATE, "never")), POPULATE, Fault::BadValue),
         (Vm::realm("a").with(text(FAULT, "page ")), FAULT, Fault::BadValue),
         (Vm::realm("a").with(text(CONVERSIONS, "")), CONVERSIONS, Fault::BadValue),
-        (Vm::ordinary("a").with(text(POPULATE, POPULATE_LAZY)), POPULATE, Fault::Unknown),
+        (Vm::ordinary("a").with(text(POPULATE, "never")), POPULATE, Fault::BadValue),
+        (Vm::ordinary("a").with(text(FAULT, FAULT_BLOCK)), FAULT, Fault::Unknown),
         (Vm::realm("a").with(cell(IPA_BITS, 52)), IPA_BITS, range(52, 32, 48)),
         (Vm::realm("a").with(Prop(RPV, vec![1; 63])), RPV, Fault::BadType),
         (Vm::realm("a").with(text(STRAY_GRANULE_OF, "a")), STRAY_GRANULE_OF, Fault::Unknown),

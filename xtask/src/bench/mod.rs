@@ -57,6 +57,13 @@ const CASES: &[Case] = &[
         what: "bare-metal VM, 1 vCPU, 32 MiB, no firmware",
     },
     Case {
+        name: "lazy",
+        scenario: "tests/bench/lazy.toml",
+        cpus: None,
+        realms: false,
+        what: "bare-metal VM, 1 vCPU, its RAM populated on demand",
+    },
+    Case {
         name: "vcpus",
         scenario: "tests/bench/vcpus.toml",
         cpus: None,

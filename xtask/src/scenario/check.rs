@@ -8,7 +8,7 @@ use toml::Spanned;
 use vmm_services::manifest::{MAX_NAME, MAX_POOL, MAX_VMS};
 
 use super::channels;
-use super::format::{self, Expect, File, Kind};
+use super::format::{self, Expect, File, Kind, Populate};
 use super::refusal::{Refused, Source};
 use super::size::Size;
 use super::{ImageRef, Machine, Overrides, Scenario, Vm, devices, nets};
@@ -214,7 +214,10 @@ fn check_vm(
         hash: value(&vm.hash),
         ipa_bits: vm.ipa_bits.as_ref().map_or(DEFAULT_IPA_BITS, |b| *b.get_ref()),
         personalization: check_realm(source, vm),
-        populate: value(&vm.populate),
+        populate: vm.populate.unwrap_or(match vm.kind {
+            Kind::Vm => Populate::Eager,
+            Kind::Realm => Populate::Image,
+        }),
         fault: value(&vm.fault),
         conversions: value(&vm.conversions),
         stray_granule_of: vm.stray_granule_of.as_ref().map(|s| s.get_ref().clone()),
@@ -335,7 +338,6 @@ fn check_realm(source: &mut Source<'_>, vm: &format::Vm) -> Option<[u8; 64]> {
     };
     only_for(vm.hash.as_ref().map(Spanned::span), "hash", realm, "realms");
     only_for(vm.ipa_bits.as_ref().map(Spanned::span), "ipa-bits", realm, "realms");
-    only_for(vm.populate.as_ref().map(Spanned::span), "populate", realm, "realms");
     only_for(vm.fault.as_ref().map(Spanned::span), "fault", realm, "realms");
     only_for(vm.conversions.as_ref().map(Spanned::span), "conversions", realm, "realms");
     let value = vm.personalization.as_ref();

@@ -183,7 +183,6 @@ fn ends() {
 fn keys_of_the_other_kind() {
     refused(&format!("{HEAD}hash = \"sha256\"\n"), 10, "for realms only");
     refused(&format!("{HEAD}ipa-bits = 40\n"), 10, "for realms only");
-    refused(&format!("{HEAD}populate = \"eager\"\n"), 10, "for realms only");
     refused(&format!("{HEAD}fault = \"block\"\n"), 10, "for realms only");
     refused(&format!("{HEAD}conversions = \"none\"\n"), 10, "for realms only");
     refused(&HEAD.replace("cpus = 2", "cpus = 2\npool = 129"), 3, "at most 128");

@@ -76,7 +76,7 @@ pub(super) struct Vm {
     /// Realms: personalisation value, up to 64 bytes in hexadecimal.
     pub(super) personalization: Option<Spanned<String>>,
     /// Realms: when RAM gets memory.
-    pub(super) populate: Option<Spanned<Populate>>,
+    pub(super) populate: Option<Populate>,
     /// Realms: how much memory a fault brings in.
     pub(super) fault: Option<Spanned<Fault>>,
     /// Realms: conversions of its memory that the owner allows.
@@ -200,14 +200,13 @@ pub(crate) enum Hash {
     Sha512,
 }
 
-/// When the RAM of a realm gets memory.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+/// When the RAM of a VM gets memory.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Populate {
     /// Before it starts.
     Eager,
     /// The images before it starts, the rest when it is touched.
-    #[default]
     Image,
     /// Pages with contents before it starts, the rest when it is touched.
     Lazy,

@@ -6,6 +6,7 @@
 #![no_main]
 
 use core::arch::asm;
+use core::ops::Range;
 use core::panic::PanicInfo;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -58,7 +59,31 @@ fn run(info: &BootInfo) -> Result<(), &'static str> {
     let rounds = info.rounds.unwrap_or(DEFAULT_ROUNDS);
     gic::init_distributor();
     gic::init_cpu()?;
-    if info.cpus == 1 { alone(rounds) } else { together(info, rounds) }
+    match info.cpus {
+        _ if info.touch => touch(&info.ram, rounds),
+        1 => alone(rounds),
+        _ => together(info, rounds),
+    }
+}
+
+/// Touches RAM that nobody has touched, from its end on: each access finds a block of stage-2 missing.
+fn touch(ram: &Range<u64>, rounds: u64) -> Result<(), &'static str> {
+    const BLOCK: u64 = 2 << 20;
+    // The image, its stack and its tables lie at the start.
+    if ram.end - ram.start < (rounds + 2) * BLOCK {
+        return Err("not enough RAM for so many rounds");
+    }
+    let mut at = ram.end;
+    let mut zero = true;
+    mark::each::<9>("first touch of 2 MiB: a stage-2 fault that maps a block", rounds, || {
+        at -= BLOCK;
+        let word: *mut u64 = core::ptr::with_exposed_provenance_mut(at as usize);
+        // SAFETY: `at` is RAM that holds no object of this image, mapped by `mmu::enable`.
+        zero &= unsafe { word.read_volatile() } == 0;
+        // SAFETY: as above.
+        unsafe { word.write_volatile(at) };
+    });
+    if zero { Ok(()) } else { Err("RAM was not zero") }
 }
 
 /// What one vCPU does alone.

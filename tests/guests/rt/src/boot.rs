@@ -44,6 +44,9 @@ pub struct BootInfo {
     /// Whether the command line says `one-core`: all vCPUs share a core, so that none should spin
     /// while it waits for another.
     pub one_core: bool,
+    /// Whether the command line says `touch`: RAM is populated when it is touched, and that is what is to
+    /// be counted.
+    pub touch: bool,
     /// Whether the command line says `stray`: the guest is to touch memory that is not its own.
     pub stray: bool,
     /// Whether the command line says `closed`: the owner of the realm lets it share no memory.
@@ -141,6 +144,7 @@ pub unsafe fn parse(address: u64) -> Result<BootInfo, &'static str> {
         ticks: number("ticks"),
         rounds: number("rounds"),
         one_core: flag("one-core"),
+        touch: flag("touch"),
         stray: flag("stray"),
         closed: flag("closed"),
         fp: number("fp"),
