@@ -349,20 +349,9 @@ fn answer(vcpu: &mut Vcpu, slot: &VcpuSlot, resume: &Resume) -> Flow {
                 Err(error) => fail(vm, Reason::new(format_args!("{error}"))),
             }
         }
-        Resume::SystemOff => {
-            let failure = vm.services.lock().as_ref().and_then(VmServices::reported_failure);
-            match failure {
-                None => lifecycle::turn_off(vm),
-                Some(code) => {
-                    let reason = Reason::new(format_args!("the guest reported failure {code}"));
-                    lifecycle::fail(vm, reason);
-                }
-            }
-            Flow::Leave(Stop::Exited)
-        }
+        Resume::SystemOff => end_unless_failed(vm, lifecycle::turn_off),
         Resume::SystemReset => {
-            lifecycle::reset(vm, "the guest asked for a reset");
-            Flow::Leave(Stop::Exited)
+            end_unless_failed(vm, |vm| lifecycle::reset(vm, "the guest asked for a reset"))
         }
         Resume::Stop(ref reason) => fail(vm, lifecycle::explain(vm, reason)),
         Resume::RipasAccept => change_ripas(vcpu),
@@ -380,6 +369,17 @@ fn change_ripas(vcpu: &mut Vcpu) -> Flow {
         Ok(false) => Flow::Leave(Stop::Preempted),
         Err(error) => fail(vm, Reason::new(format_args!("{error}"))),
     }
+}
+
+/// Does what the guest has asked for, which ends this life of it, unless it has reported a failure before:
+/// then its VM ends as failed.
+fn end_unless_failed(vm: &'static Vm, end: impl FnOnce(&'static Vm)) -> Flow {
+    let failure = vm.services.lock().as_ref().and_then(VmServices::reported_failure);
+    if let Some(code) = failure {
+        return fail(vm, Reason::new(format_args!("the guest reported failure {code}")));
+    }
+    end(vm);
+    Flow::Leave(Stop::Exited)
 }
 
 fn fail(vm: &'static Vm, reason: Reason) -> Flow {

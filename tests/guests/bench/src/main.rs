@@ -1,19 +1,19 @@
 //! Test guest that does, round after round, what the instruction counter is to count.
 //!
 //! With one vCPU: calls, device accesses and timer interrupts. With two: interrupts from one to the
-//! other. Its last line is `bench: done`, or `bench: FAILED` with the reason.
+//! other. Words of the command line: `rounds=N`, and `one-core` if all vCPUs share a core, so that none
+//! should spin while it waits for another.
 #![no_std]
 #![no_main]
 
 use core::arch::asm;
 use core::ops::Range;
-use core::panic::PanicInfo;
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use aarch64_cpu::registers::{ID_AA64PFR0_EL1, Readable};
-use guest_rt::boot::{self, BootInfo, Conduit};
-use guest_rt::{console, gic, mark, mmu, println, psci, timer, uart};
+use guest_rt::boot::BootInfo;
+use guest_rt::failure::Failure;
+use guest_rt::{gic, mark, mmu, psci, timer, uart};
 use smccc::Hvc;
 
 /// Rounds when the command line does not say.
@@ -29,41 +29,22 @@ const UNKNOWN_CALL: u32 = 0xc600_ffff;
 /// What an unknown function answers.
 const NOT_SUPPORTED: u64 = u64::MAX;
 
-/// PSCI conduit for those who cannot be told: 0 unknown, 1 HVC, 2 SMC.
-static CONDUIT: AtomicU8 = AtomicU8::new(0);
 /// Whether vCPU 1 is to sleep between interrupts.
 static SLEEPS: AtomicBool = AtomicBool::new(true);
 /// Whether vCPU 1 is to go off at its next interrupt.
 static DONE: AtomicBool = AtomicBool::new(false);
 
-guest_rt::guest!(primary, secondary);
+guest_rt::guest!("bench", run, secondary);
 
-fn primary(device_tree: u64) -> ! {
-    // SAFETY: the boot protocol puts the address of the device tree into x0.
-    let info = match unsafe { boot::parse(device_tree) } {
-        Ok(info) => info,
-        Err(reason) => panic!("{reason}"),
-    };
-    CONDUIT.store(if info.conduit == Conduit::Hvc { 1 } else { 2 }, Ordering::Release);
-    mmu::enable(&info.ram, 0);
-    uart::init();
-    console::set_sink(uart::write);
-    match run(&info) {
-        Ok(()) => println!("bench: done"),
-        Err(reason) => println!("bench: FAILED {reason}"),
-    }
-    psci::system_off(info.conduit)
-}
-
-fn run(info: &BootInfo) -> Result<(), &'static str> {
-    let rounds = info.rounds.unwrap_or(DEFAULT_ROUNDS);
+fn run(info: &BootInfo) -> Result<(), Failure> {
+    let rounds = info.number("rounds").unwrap_or(DEFAULT_ROUNDS);
     gic::init_distributor();
     gic::init_cpu()?;
-    match info.cpus {
-        _ if info.touch => touch(&info.ram, rounds),
+    Ok(match info.cpus {
+        _ if info.flag("touch") => touch(&info.ram, rounds),
         1 => alone(rounds),
         _ => together(info, rounds),
-    }
+    }?)
 }
 
 /// Touches RAM that nobody has touched, from its end on: each access finds a block of stage-2 missing.
@@ -78,7 +59,7 @@ fn touch(ram: &Range<u64>, rounds: u64) -> Result<(), &'static str> {
     mark::each::<9>("first touch of 2 MiB: a stage-2 fault that maps a block", rounds, || {
         at -= BLOCK;
         let word: *mut u64 = core::ptr::with_exposed_provenance_mut(at as usize);
-        // SAFETY: `at` is RAM that holds no object of this image, mapped by `mmu::enable`.
+        // SAFETY: `at` is RAM that holds no object of this image, mapped by the runtime.
         zero &= unsafe { word.read_volatile() } == 0;
         // SAFETY: as above.
         unsafe { word.write_volatile(at) };
@@ -101,6 +82,9 @@ fn alone(rounds: u64) -> Result<(), &'static str> {
     mark::each::<3>("read of a trapped ID register", rounds, || {
         let _ = ID_AA64PFR0_EL1.get();
     });
+    let read = |register| {
+        let _ = mmu::read_register(register);
+    };
     mark::each::<4>("read of a UART register", rounds, || read(UART_FLAGS));
     mark::each::<5>("read of a distributor register", rounds, || read(GICD_TYPER));
     mark::each::<6>("timer interrupt of a running vCPU", rounds, || {
@@ -132,18 +116,11 @@ fn sleep() {
     timer::stop();
 }
 
-/// Reads a 32-bit device register.
-fn read(ipa: u64) {
-    let register: NonNull<u32> = mmu::device(ipa);
-    // SAFETY: the MMU maps the device there, and reading these registers has no effect.
-    let _ = unsafe { register.read_volatile() };
-}
-
 /// Rings vCPU 1 and is rung back: first while both run, if there is a core for each, then while
 /// both sleep in between.
 fn together(info: &BootInfo, rounds: u64) -> Result<(), &'static str> {
-    let conduit = info.conduit;
-    psci::cpu_on(conduit, 1, 0).map_err(|_| "CPU_ON was refused")?;
+    let one_core = info.flag("one-core");
+    psci::cpu_on(1, 0).map_err(|_| "CPU_ON was refused")?;
     let mut answers = 1;
     gic::wait_for_rings(answers, true);
     let mut ring = |sleeps| {
@@ -151,12 +128,12 @@ fn together(info: &BootInfo, rounds: u64) -> Result<(), &'static str> {
         answers += 1;
         gic::wait_for_rings(answers, sleeps);
     };
-    if !info.one_core {
+    if !one_core {
         mark::announce::<16>("SGI to a running vCPU");
     }
     mark::announce::<17>("SGI to a vCPU in WFI");
     for sleeps in [false, true] {
-        if info.one_core && !sleeps {
+        if one_core && !sleeps {
             continue;
         }
         SLEEPS.store(sleeps, Ordering::Release);
@@ -169,7 +146,7 @@ fn together(info: &BootInfo, rounds: u64) -> Result<(), &'static str> {
     }
     DONE.store(true, Ordering::Release);
     gic::ring(1);
-    while psci::is_on(conduit, 1).map_err(|_| "AFFINITY_INFO was refused")? {
+    while psci::is_on(1).map_err(|_| "AFFINITY_INFO was refused")? {
         core::hint::spin_loop();
     }
     Ok(())
@@ -183,11 +160,8 @@ fn end(sleeps: bool) {
     if sleeps { mark::end::<17>() } else { mark::end::<16>() }
 }
 
-fn secondary(_context_id: u64) -> ! {
-    mmu::enable_secondary();
-    if let Err(reason) = gic::init_cpu() {
-        panic!("{reason}");
-    }
+fn secondary(_context_id: u64) -> Result<(), Failure> {
+    gic::init_cpu()?;
     gic::ring(0);
     for ring in 1.. {
         let sleeps = SLEEPS.load(Ordering::Acquire);
@@ -198,17 +172,5 @@ fn secondary(_context_id: u64) -> ! {
         }
         gic::ring(0);
     }
-    psci::cpu_off(if CONDUIT.load(Ordering::Acquire) == 1 { Conduit::Hvc } else { Conduit::Smc })
-}
-
-#[panic_handler]
-fn panic(info: &PanicInfo<'_>) -> ! {
-    println!("bench: FAILED {}", info.message());
-    match CONDUIT.load(Ordering::Acquire) {
-        1 => psci::system_off(Conduit::Hvc),
-        2 => psci::system_off(Conduit::Smc),
-        _ => loop {
-            core::hint::spin_loop();
-        },
-    }
+    Ok(())
 }

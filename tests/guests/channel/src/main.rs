@@ -3,17 +3,15 @@
 //! Without `serve=N` on its command line it asks: it fills half of the channel's memory with numbers,
 //! rings, and checks what the peer makes of them in the other half. With `serve=N` it answers on all
 //! its channels until each has been asked by `N` lives of its peer. With `last` it then stays until its
-//! peers are gone. It sleeps in WFI between doorbells. Its last line is `channel: all checks passed` or
-//! `channel: FAILED` with the reason.
+//! peers are gone. It sleeps in WFI between doorbells.
 #![no_std]
 #![no_main]
 
-use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicU8, Ordering};
-
-use guest_rt::boot::{self, BootInfo, Conduit};
+use guest_rt::boot::{BootInfo, MAX_CHANNELS};
 use guest_rt::channel::{Channel, PRESENT, READY};
-use guest_rt::{console, gic, mmu, println, psci, rsi, timer, uart};
+use guest_rt::failure::Failure;
+use guest_rt::rng::Rng;
+use guest_rt::{gic, println, timer};
 
 /// Questions that each life of an asking guest has.
 const ROUNDS: u64 = 32;
@@ -36,55 +34,30 @@ const SUMS: [usize; 2] = [3, 4];
 /// The two halves begin here.
 const DATA: usize = 8;
 
-/// PSCI conduit for the panic handler: 0 unknown, 1 HVC, 2 SMC.
-static CONDUIT: AtomicU8 = AtomicU8::new(0);
+guest_rt::guest!("channel", run, secondary);
 
-guest_rt::guest!(primary, secondary);
-
-fn primary(device_tree: u64) -> ! {
-    // SAFETY: the boot protocol puts the address of the device tree into x0.
-    let info = match unsafe { boot::parse(device_tree) } {
-        Ok(info) => info,
-        // Without the tree there is no conduit to end by, but the UART of a VM is where it always is.
-        Err(reason) => {
-            mmu::enable(&(0x4000_0000..0x8000_0000), 0);
-            start_console();
-            panic!("{reason}");
-        }
-    };
-    CONDUIT.store(if info.conduit == Conduit::Hvc { 1 } else { 2 }, Ordering::Release);
-    // Only a realm has no other conduit than SMC, and only a realm has an alias.
-    let alias = match info.conduit {
-        Conduit::Hvc => Ok(0),
-        Conduit::Smc => rsi::realm_config().map(|config| 1 << (config.ipa_width - 1)),
-    };
-    mmu::enable(&info.ram, alias.unwrap_or(0));
-    start_console();
-    match alias.map_err(|_| "REALM_CONFIG").and_then(|_| run(&info)) {
-        Ok(()) => println!("channel: all checks passed"),
-        Err(reason) => println!("channel: FAILED {reason}"),
-    }
-    psci::system_off(info.conduit)
+fn secondary(_: u64) -> Result<(), Failure> {
+    Err("nobody starts a second vCPU".into())
 }
 
-fn secondary(_: u64) -> ! {
-    panic!("nobody starts a second vCPU");
-}
-
-fn run(info: &BootInfo) -> Result<(), &'static str> {
+fn run(info: &BootInfo) -> Result<(), Failure> {
     gic::init_distributor();
     gic::init_cpu()?;
     timer::start(TICK_MS);
-    let mut channels = [const { None }; boot::MAX_CHANNELS];
+    if info.channels.is_empty() {
+        return Err("there is no channel".into());
+    }
+    let last = info.flag("last");
+    let mut channels = [const { None }; MAX_CHANNELS];
     for (index, (channel, place)) in channels.iter_mut().zip(&info.channels).enumerate() {
         let opened = channel.insert(Channel::open(index, place)?);
         opened.set_ready(true);
     }
     let channels = channels.each_mut().map(Option::as_mut);
-    match info.serve {
-        Some(lives) => serve(channels.into_iter().flatten(), lives, info.last),
-        None => channels.into_iter().flatten().try_for_each(|channel| ask(channel, info.last)),
-    }
+    Ok(match info.number("serve") {
+        Some(lives) => serve(channels.into_iter().flatten(), lives, last),
+        None => channels.into_iter().flatten().try_for_each(|channel| ask(channel, last)),
+    }?)
 }
 
 /// Asks [`ROUNDS`] questions.
@@ -195,47 +168,18 @@ fn check(channel: &Channel, half: usize, word: impl Fn(u64) -> u64) -> Result<u6
     Ok(sum)
 }
 
-/// Spreads the bits of a number over a word (the finaliser of the SplitMix64 generator).
+/// A word of a question.
 const fn mix(number: u64) -> u64 {
-    let mut z = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ z >> 31
+    Rng::new(number).next_u64()
 }
 
-fn start_console() {
-    uart::init();
-    console::set_sink(uart::write);
-}
-
-/// Sleeps until `done`.
+/// Sleeps until `done`, or until the peer has had its time. The timer's ticks wake it.
 fn wait_for(mut done: impl FnMut() -> bool) -> Result<(), &'static str> {
     let deadline = timer::now() + timer::steps(PATIENCE_MS);
-    loop {
-        // Masked, so that an interrupt between the check and WFI still wakes it.
-        gic::mask_irqs();
-        let done = done();
-        if !done {
-            gic::wait_for_interrupt();
-        }
-        gic::unmask_irqs();
-        if done {
-            return Ok(());
-        }
-        if timer::now() > deadline {
-            return Err("the peer did nothing for a minute");
-        }
-    }
-}
-
-#[panic_handler]
-fn panic(info: &PanicInfo<'_>) -> ! {
-    println!("channel: FAILED {}", info.message());
-    match CONDUIT.load(Ordering::Acquire) {
-        1 => psci::system_off(Conduit::Hvc),
-        2 => psci::system_off(Conduit::Smc),
-        _ => loop {
-            core::hint::spin_loop();
-        },
-    }
+    let mut in_time = false;
+    gic::sleep_until(|| {
+        in_time = done();
+        in_time || timer::now() > deadline
+    });
+    if in_time { Ok(()) } else { Err("the peer did nothing for a minute") }
 }

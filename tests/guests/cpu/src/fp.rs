@@ -5,7 +5,8 @@
 
 use crate::timers;
 use core::arch::global_asm;
-use guest_rt::{attempt, cpu_index};
+use guest_rt::rng::Rng;
+use guest_rt::{attempt, cpu_index, timer};
 
 /// `V0` to `V31`, `FPSR`, `FPCR`.
 #[derive(Clone, PartialEq, Eq)]
@@ -68,18 +69,12 @@ impl Registers {
 
     /// Values that differ for each vCPU, round and register.
     fn pattern(round: u64) -> Self {
-        let mut seed = round << 8 | cpu_index() as u64;
-        // SplitMix64.
-        let mut next = || {
-            seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mixed = (seed ^ seed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb)
-        };
+        let mut rng = Rng::new(round << 8 | cpu_index() as u64);
         let mut registers = Self::ZERO;
-        registers.v.as_flattened_mut().iter_mut().for_each(|half| *half = next());
+        registers.v.as_flattened_mut().iter_mut().for_each(|half| *half = rng.next_u64());
         // QC and the cumulative exception bits; the rounding mode.
-        registers.fpsr = next() & 0x0800_001f;
-        registers.fpcr = next() & 0x00c0_0000;
+        registers.fpsr = rng.next_u64() & 0x0800_001f;
+        registers.fpcr = rng.next_u64() & 0x00c0_0000;
         registers
     }
 
@@ -106,10 +101,7 @@ pub(crate) fn check(rounds: u64) -> Result<u64, &'static str> {
         if round % 4 != 0 {
             timers::sleep(3);
         } else {
-            let until = guest_rt::timer::now() + guest_rt::timer::steps(15);
-            while guest_rt::timer::now() < until {
-                core::hint::spin_loop();
-            }
+            timer::poll(15, || false);
         }
         if Registers::current() != expected {
             return Err("FP registers changed");

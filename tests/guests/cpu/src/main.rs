@@ -1,9 +1,8 @@
 //! Normal test guest: what a vCPU has, and what it has not.
 //!
-//! Each check prints `cpu: NAME ok`, with what it counted. The last line is `cpu: all checks passed`
-//! or `cpu: FAILED` with the reason. Words of the command line: with `fp=N` every vCPU checks its FP
-//! registers N times while others run; with `storm=N` the guest does nothing but raise and take
-//! interrupts for N seconds.
+//! Each check prints `cpu: NAME ok`, with what it counted. Words of the command line: with `fp=N` every
+//! vCPU checks its FP registers N times while others run; with `storm=N` the guest does nothing but raise
+//! and take interrupts for N seconds.
 #![no_std]
 #![no_main]
 
@@ -14,11 +13,11 @@ mod fp;
 mod storm;
 mod timers;
 
-use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use guest_rt::boot::{self, BootInfo, Conduit};
-use guest_rt::{console, cpu_index, gic, mmu, println, psci, timer, uart};
+use guest_rt::boot::BootInfo;
+use guest_rt::failure::Failure;
+use guest_rt::{cpu_index, gic, println, psci, timer};
 
 /// Context id of CPU_ON for vCPU `n` is this plus `n`.
 const CONTEXT: u64 = 0x5eed_0000;
@@ -29,36 +28,17 @@ const FP_ROUNDS: u64 = 20;
 static DONE: AtomicU64 = AtomicU64::new(0);
 static ROUNDS: AtomicU64 = AtomicU64::new(0);
 
-guest_rt::guest!(primary, secondary);
+guest_rt::guest!("cpu", run, secondary);
 
-fn primary(device_tree: u64) -> ! {
-    // SAFETY: the boot protocol puts the address of the device tree into x0.
-    let info = match unsafe { boot::parse(device_tree) } {
-        Ok(info) => info,
-        Err(reason) => panic!("{reason}"),
-    };
-    mmu::enable(&info.ram, 0);
-    uart::init();
-    console::set_sink(uart::write);
-    match run(&info) {
-        Ok(()) => println!("cpu: all checks passed"),
-        Err(reason) => println!("cpu: FAILED {reason}"),
-    }
-    psci::system_off(Conduit::Hvc)
-}
-
-fn run(info: &BootInfo) -> Result<(), &'static str> {
-    if info.conduit != Conduit::Hvc {
-        return Err("the conduit is not HVC");
-    }
+fn run(info: &BootInfo) -> Result<(), Failure> {
     gic::init_distributor();
     gic::init_cpu()?;
-    if let Some(seconds) = info.storm {
+    if let Some(seconds) = info.number("storm") {
         storm::begin(seconds);
         start_others(info)?;
-        return storm::endure(info);
+        return Ok(storm::endure(info)?);
     }
-    ROUNDS.store(info.fp.unwrap_or(FP_ROUNDS), Ordering::Relaxed);
+    ROUNDS.store(info.number("fp").unwrap_or(FP_ROUNDS), Ordering::Relaxed);
     features::check()?;
     firmware::check_calls()?;
     timers::check()?;
@@ -70,7 +50,7 @@ fn run(info: &BootInfo) -> Result<(), &'static str> {
     let deadline = timer::now() + timer::steps(30_000);
     while DONE.load(Ordering::Acquire) != others {
         if timer::now() > deadline {
-            return Err("another vCPU was not done in thirty seconds");
+            return Err("another vCPU was not done in thirty seconds".into());
         }
         timers::sleep(10);
     }
@@ -79,33 +59,25 @@ fn run(info: &BootInfo) -> Result<(), &'static str> {
 
 /// Turns the other vCPUs on; returns how many there are.
 fn start_others(info: &BootInfo) -> Result<u64, &'static str> {
-    let others = 1..info.cpus.min(guest_rt::MAX_CPUS) as u64;
+    let others = info.secondaries();
     for cpu in others.clone() {
-        psci::cpu_on(info.conduit, cpu, CONTEXT + cpu).map_err(|_| "CPU_ON was refused")?;
+        psci::cpu_on(cpu, CONTEXT + cpu).map_err(|_| "CPU_ON was refused")?;
     }
     Ok(others.end - others.start)
 }
 
-fn secondary(context_id: u64) -> ! {
-    mmu::enable_secondary();
+fn secondary(context_id: u64) -> Result<(), Failure> {
     let cpu = cpu_index() as u64;
-    if let Err(reason) = secondary_checks(cpu, context_id) {
-        panic!("{reason}");
-    }
-    psci::cpu_off(Conduit::Hvc)
-}
-
-fn secondary_checks(cpu: u64, context_id: u64) -> Result<(), &'static str> {
     if context_id == CONTEXT + cpu {
         gic::init_cpu()?;
         if storm::is_wanted() {
-            return storm::send();
+            return Ok(storm::send()?);
         }
         // Comes back as another call of `secondary`, with another context.
         firmware::power_down(firmware::WOKEN + cpu)?;
     }
     if context_id != firmware::WOKEN + cpu {
-        return Err("the context id is not what was given");
+        return Err("the context id is not what was given".into());
     }
     // The CPU interface and the timers are as before.
     gic::unmask_irqs();
@@ -114,10 +86,4 @@ fn secondary_checks(cpu: u64, context_id: u64) -> Result<(), &'static str> {
     println!("cpu: {cpu} FP registers ok, {rounds} rounds");
     DONE.fetch_add(1, Ordering::AcqRel);
     Ok(())
-}
-
-#[panic_handler]
-fn panic(info: &PanicInfo<'_>) -> ! {
-    println!("cpu: FAILED on {} {}", cpu_index(), info.message());
-    psci::system_off(Conduit::Hvc)
 }

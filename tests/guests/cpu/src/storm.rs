@@ -31,8 +31,8 @@ fn is_over() -> bool {
 }
 
 fn mask_uart(mask: u32) {
-    // SAFETY: the register is there, and an access to it is no access to memory.
-    unsafe { mmu::device::<u32>(UART_IMSC).write_volatile(mask) }
+    // SAFETY: the UART does not touch memory.
+    unsafe { mmu::write_register(UART_IMSC, mask) }
 }
 
 /// Counts, and does not clear what raised the UART's interrupt before the storm is over.
@@ -58,7 +58,7 @@ pub(crate) fn endure(info: &BootInfo) -> Result<(), &'static str> {
     gic::enable_shared(UART_INTID)?;
     println!("cpu: storm begins");
     mask_uart(TRANSMIT);
-    let others = info.cpus.min(guest_rt::MAX_CPUS) as u64 - 1;
+    let others = info.secondaries().count() as u64;
     while DONE.load(Ordering::Acquire) < others || !is_over() {
         core::hint::spin_loop();
     }

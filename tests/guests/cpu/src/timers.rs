@@ -33,7 +33,7 @@ fn one_shot(milliseconds: u64) -> Result<(), &'static str> {
     CNTP_CVAL_EL0.set(deadline);
     CNTP_CTL_EL0.write(CNTP_CTL_EL0::ENABLE::SET);
     barrier::isb(barrier::SY);
-    wait_until(|| PHYSICAL_TICKS.load(Ordering::Relaxed) > before);
+    gic::sleep_until(|| PHYSICAL_TICKS.load(Ordering::Relaxed) > before);
     if physical_now() < deadline {
         return Err("the physical timer fired before its time");
     }
@@ -41,19 +41,6 @@ fn one_shot(milliseconds: u64) -> Result<(), &'static str> {
         return Err("the physical timer fired twice");
     }
     Ok(())
-}
-
-/// Sleeps in WFI until `done`.
-fn wait_until(done: impl Fn() -> bool) {
-    loop {
-        gic::mask_irqs();
-        if done() {
-            gic::unmask_irqs();
-            return;
-        }
-        aarch64_cpu::asm::wfi();
-        gic::unmask_irqs();
-    }
 }
 
 /// Sleeps for some milliseconds, by the virtual timer.

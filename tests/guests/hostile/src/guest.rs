@@ -4,9 +4,9 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_rt::MAX_CPUS;
-use guest_rt::boot::Conduit;
+use guest_rt::boot::BootInfo;
 
-use crate::rng::Rng;
+use guest_rt::rng::Rng;
 
 /// Bytes of scratch memory.
 pub(crate) const SCRATCH_BYTES: u64 = 0x1_0000;
@@ -42,8 +42,6 @@ pub(crate) struct Guest {
     pub(crate) ram: Range<u64>,
     /// Number of vCPUs, at most [`MAX_CPUS`].
     pub(crate) cpus: usize,
-    /// How PSCI is called; by SMC means that this is a realm.
-    pub(crate) conduit: Conduit,
     /// Alias bit of a realm, 0 in a normal VM.
     pub(crate) alias: u64,
     /// How many cases so far of the kind under way ended in an exception.
@@ -51,35 +49,14 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// The vCPU with index `cpu`.
-    pub(crate) fn new(setup: &Setup, cpu: usize) -> Self {
+    /// The vCPU with index `cpu` of the guest that `info` describes; `seed` is that of all its vCPUs.
+    pub(crate) fn new(info: &BootInfo, seed: u64, cpu: usize) -> Self {
         Self {
-            rng: Rng::new(setup.seed ^ (cpu as u64) << 56),
-            ram: setup.ram.clone(),
-            cpus: setup.cpus.min(MAX_CPUS),
-            conduit: setup.conduit,
-            alias: setup.alias,
+            rng: Rng::new(seed ^ (cpu as u64) << 56),
+            ram: info.ram.clone(),
+            cpus: info.cpus.min(MAX_CPUS),
+            alias: info.alias(),
             faults: 0,
         }
     }
-
-    /// Whether this is a realm.
-    pub(crate) fn is_realm(&self) -> bool {
-        self.conduit == Conduit::Smc
-    }
-}
-
-/// What the first vCPU found out, for the others.
-#[derive(Clone, Debug)]
-pub(crate) struct Setup {
-    /// Seed of the random numbers.
-    pub(crate) seed: u64,
-    /// RAM of the VM.
-    pub(crate) ram: Range<u64>,
-    /// Number of vCPUs.
-    pub(crate) cpus: usize,
-    /// How PSCI is called.
-    pub(crate) conduit: Conduit,
-    /// Alias bit of a realm.
-    pub(crate) alias: u64,
 }

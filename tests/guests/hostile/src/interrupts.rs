@@ -7,8 +7,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use guest_rt::{MAX_CPUS, cpu_index, mmu, timer};
 
 use crate::guest::Guest;
-use crate::rng::Rng;
 use crate::space::{GICD, GICR, UART};
+use guest_rt::rng::Rng;
 
 /// Bytes from one redistributor to the next, and from its first frame to the second.
 const GICR_STRIDE: u64 = 0x2_0000;
@@ -48,13 +48,10 @@ macro_rules! write {
     }};
 }
 
-/// Stores a word to a device register that exists.
+/// Stores a word to a register of the interrupt controller or the UART.
 fn store(ipa: u64, value: u32) {
-    let register = mmu::device::<u32>(ipa);
-    // SAFETY: the window maps device registers there, and no object of Rust lies in them.
-    unsafe {
-        asm!("str {:w}, [{}]", in(reg) value, in(reg) register.as_ptr(), options(nostack));
-    }
+    // SAFETY: the interrupt controller and the UART do not touch memory.
+    unsafe { mmu::write_register(ipa, value) }
 }
 
 /// Settings with which the virtual timer and SGIs arrive.
@@ -156,7 +153,7 @@ pub(crate) fn storm(guest: &mut Guest) -> u64 {
                 write!("cntv_tval_el0", guest.rng.below(2000));
                 write!("cntv_ctl_el0", guest.rng.below(4));
             }
-            10 => store(UART + UARTIMSC, guest.rng.next() as u32),
+            10 => store(UART + UARTIMSC, guest.rng.next_u64() as u32),
             _ => restore(),
         }
         unmask();
@@ -168,7 +165,7 @@ pub(crate) fn storm(guest: &mut Guest) -> u64 {
 fn sgi(guest: &mut Guest) {
     let rng = &mut guest.rng;
     let value = match rng.below(4) {
-        0 => rng.next(),
+        0 => rng.next_u64(),
         1 => 1 << 40 | rng.below(16) << 24,
         _ => rng.below(16) << 24 | rng.below(1 << guest.cpus),
     };
@@ -181,7 +178,7 @@ fn sgi(guest: &mut Guest) {
 
 /// Group, enable, pending, active, priority, configuration, route of shared interrupts.
 fn distributor(rng: &mut Rng) {
-    let value = rng.next() as u32;
+    let value = rng.next_u64() as u32;
     let bank = 4 * (1 + rng.below(4));
     match rng.below(11) {
         0 => store(GICD + 0x80 + bank, value),
@@ -200,7 +197,7 @@ fn distributor(rng: &mut Rng) {
 fn redistributor(guest: &mut Guest) {
     let rng = &mut guest.rng;
     let frame = GICR + GICR_STRIDE * rng.below(guest.cpus as u64) + SGI_FRAME;
-    let value = rng.next() as u32;
+    let value = rng.next_u64() as u32;
     match rng.below(9) {
         0 => store(frame + 0x80, value),
         1 | 2 => store(frame + 0x100 + 0x80 * rng.below(2), value),
@@ -213,7 +210,7 @@ fn redistributor(guest: &mut Guest) {
 }
 
 fn cpu_interface(rng: &mut Rng) {
-    let value = rng.next();
+    let value = rng.next_u64();
     match rng.below(10) {
         0 => write!("icc_pmr_el1", value & 0xff),
         1 => write!("icc_bpr0_el1", value & 7),

@@ -1,8 +1,7 @@
 //! Hostile test guest: throws at its hypervisor whatever a guest can throw.
 //!
-//! Command line: `cases=N` of each kind (some kinds take a fraction of that), `seed=S`. One binary
-//! is a normal VM or a realm, as the PSCI conduit of its device tree says. The first vCPU does N
-//! cases kind by kind; the others do more of the same kind meanwhile, or change memory under its
+//! Command line: `cases=N` of each kind (some kinds take a fraction of that), `seed=S`. The first vCPU
+//! does N cases kind by kind; the others do more of the same kind meanwhile, or change memory under its
 //! hands. It prints how many cases of each kind there were and powers off. It does not judge the
 //! answers, apart from registers that must not change: the hypervisor and the other VMs have to
 //! live through it.
@@ -17,18 +16,18 @@ mod power;
 mod probe;
 mod queues;
 mod realm;
-mod rng;
 mod space;
 mod sysregs;
 mod tables;
 mod waits;
 
-use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use guest::{Guest, Setup};
-use guest_rt::boot::{self, Conduit};
-use guest_rt::{MAX_CPUS, console, cpu_index, mmu, println, psci, rsi, timer, uart};
+use guest::Guest;
+use guest_rt::boot::BootInfo;
+use guest_rt::failure::Failure;
+use guest_rt::{MAX_CPUS, console, cpu_index, println, psci, rsi, timer, uart};
+use spin::Once;
 
 /// Cases of each kind when the command line does not say.
 const DEFAULT_CASES: u64 = 10_000;
@@ -103,54 +102,24 @@ static JOINED: [AtomicUsize; MAX_CPUS] = [const { AtomicUsize::new(0) }; MAX_CPU
 static BESIDE: AtomicU64 = AtomicU64::new(0);
 /// vCPUs that have come on to take part.
 static TAKING_PART: AtomicU64 = AtomicU64::new(0);
-/// PSCI conduit for those who cannot be told: whether it is SMC.
-static BY_SMC: AtomicBool = AtomicBool::new(false);
+/// What all vCPUs have to know: the device tree, and the seed of the random numbers.
+static SETUP: Once<(BootInfo, u64)> = Once::new();
 
-/// [`Setup`] in parts: seed, start and end of RAM, number of vCPUs, alias bit.
-static SETUP: [AtomicU64; 5] = [const { AtomicU64::new(0) }; 5];
+guest_rt::guest!("hostile", run, secondary);
 
-guest_rt::guest!(primary, secondary);
-
-fn conduit() -> Conduit {
-    if BY_SMC.load(Ordering::Acquire) { Conduit::Smc } else { Conduit::Hvc }
-}
-
-fn setup() -> Setup {
-    let [seed, start, end, cpus, alias] = SETUP.each_ref().map(|v| v.load(Ordering::Acquire));
-    Setup { seed, ram: start..end, cpus: cpus as usize, conduit: conduit(), alias }
-}
-
-fn primary(device_tree: u64) -> ! {
-    // SAFETY: the boot protocol puts the address of the device tree into x0.
-    let info = match unsafe { boot::parse(device_tree) } {
-        Ok(info) => info,
-        // Without the tree there is no conduit to end by, but the UART is where it always is.
-        Err(reason) => {
-            mmu::enable(&(space::RAM..2 * space::RAM), 0);
-            start_console();
-            panic!("{reason}");
-        }
-    };
-    BY_SMC.store(info.conduit == Conduit::Smc, Ordering::Release);
-    let alias = if info.conduit == Conduit::Smc {
-        rsi::realm_config().map_or(0, |config| 1 << (config.ipa_width - 1))
-    } else {
-        0
-    };
-    let seed = info.seed.unwrap_or(1);
-    let values = [seed, info.ram.start, info.ram.end, info.cpus as u64, alias];
-    SETUP.iter().zip(values).for_each(|(to, value)| to.store(value, Ordering::Release));
-    mmu::enable(&info.ram, alias);
-    start_console();
-    space::build(alias);
+fn run(info: &BootInfo) -> Result<(), Failure> {
+    let seed = info.number("seed").unwrap_or(1);
+    let cases = info.number("cases").unwrap_or(DEFAULT_CASES);
+    SETUP.call_once(|| (info.clone(), seed));
+    console::set_sink(say);
+    space::build(info.alias());
     enter();
-    let cases = info.cases.unwrap_or(DEFAULT_CASES);
-    let mut guest = Guest::new(&setup(), 0);
+    let mut guest = Guest::new(info, seed, 0);
     println!("hostile: seed {seed}, {cases} cases of each kind, {} vCPUs", guest.cpus);
-    let done = run(&mut guest, cases);
+    let done = do_cases(&mut guest, cases);
     println!("hostile: {done} cases in all, still here");
     power::let_one_run_wild(&guest);
-    psci::system_off(info.conduit)
+    Ok(())
 }
 
 /// What every vCPU needs before it does any case.
@@ -160,11 +129,12 @@ fn enter() {
     interrupts::restore();
 }
 
-fn secondary(context: u64) -> ! {
-    mmu::enable_secondary();
-    let mut guest = Guest::new(&setup(), cpu_index());
+fn secondary(context: u64) -> Result<(), Failure> {
+    let (info, seed) = SETUP.get().ok_or("nobody has set up")?;
+    let mut guest = Guest::new(info, *seed, cpu_index());
     if context & !3 == power::CONTEXT {
-        power::off_again(&mut guest, context);
+        power::come_on(&mut guest, context);
+        return Ok(());
     }
     enter();
     TAKING_PART.fetch_add(1, Ordering::AcqRel);
@@ -175,26 +145,25 @@ fn secondary(context: u64) -> ! {
         BESIDE.fetch_add((kind.beside)(&mut guest), Ordering::Relaxed);
     }
     interrupts::quiet();
-    psci::cpu_off(guest.conduit)
+    Ok(())
 }
 
 /// Does all kinds of cases; returns how many cases there were.
-fn run(guest: &mut Guest, cases: u64) -> u64 {
+fn do_cases(guest: &mut Guest, cases: u64) -> u64 {
     for cpu in 1..guest.cpus as u64 {
-        if psci::cpu_on(guest.conduit, cpu, TAKE_PART).is_err() {
-            panic!("CPU_ON was refused");
-        }
-        within_ten_seconds("come on", || TAKING_PART.load(Ordering::Acquire) >= cpu);
+        let on = psci::cpu_on(cpu, TAKE_PART);
+        assert!(on.is_ok(), "CPU_ON was refused: {on:?}");
+        in_time("come on", || TAKING_PART.load(Ordering::Acquire) >= cpu);
     }
     let mut all = 0;
     for (phase, kind) in KINDS.iter().enumerate() {
-        if !(if guest.is_realm() { kind.realms } else { kind.vms }) {
+        if !(if rsi::is_realm() { kind.realms } else { kind.vms }) {
             continue;
         }
         PHASE.store(phase, Ordering::Release);
         // Nobody is still at the last kind, so that no interrupt that ends a wait gets turned off.
         let others = &JOINED[1..guest.cpus.max(1)];
-        within_ten_seconds("join", || others.iter().all(|j| j.load(Ordering::Acquire) == phase));
+        in_time("join", || others.iter().all(|j| j.load(Ordering::Acquire) == phase));
         let before = BESIDE.load(Ordering::Relaxed);
         guest.faults = 0;
         let wanted = cases.div_ceil(kind.share);
@@ -215,13 +184,13 @@ fn run(guest: &mut Guest, cases: u64) -> u64 {
     PHASE.store(OVER, Ordering::Release);
     interrupts::quiet();
     println!("hostile: {} interrupts taken", interrupts::taken());
-    within_ten_seconds("go off", || power::all_off(guest));
+    in_time("go off", || power::all_off(guest));
     let wanted = cases.div_ceil(POWER_SHARE);
     let mut done = 0;
     while done < wanted && guest.cpus > 1 {
         done += power::storm(guest);
     }
-    within_ten_seconds("go off", || power::all_off(guest));
+    in_time("go off", || power::all_off(guest));
     println!("hostile: {done} PSCI calls, a sibling came on {} times", power::came_on());
     all + done
 }
@@ -230,28 +199,13 @@ fn run(guest: &mut Guest, cases: u64) -> u64 {
 ///
 /// # Panics
 ///
-/// When the other vCPUs take longer than ten seconds for `what`.
-fn within_ten_seconds(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = timer::now() + timer::steps(30_000);
-    while !done() {
-        assert!(timer::now() < deadline, "other vCPUs did not {what} in ten seconds");
-        core::hint::spin_loop();
-    }
-}
-
-fn start_console() {
-    uart::init();
-    console::set_sink(say);
+/// When the other vCPUs take longer than thirty seconds for `what`.
+fn in_time(what: &str, done: impl FnMut() -> bool) {
+    assert!(timer::poll(30_000, done), "other vCPUs did not {what} in thirty seconds");
 }
 
 /// Writes to the UART, whatever a case has done to its settings.
 fn say(text: &str) {
     interrupts::restore_uart();
     uart::write(text);
-}
-
-#[panic_handler]
-fn panic(info: &PanicInfo<'_>) -> ! {
-    println!("hostile: FAILED cpu {} {}", cpu_index(), info.message());
-    psci::system_off(conduit())
 }

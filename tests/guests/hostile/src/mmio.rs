@@ -2,8 +2,8 @@
 
 use crate::guest::Guest;
 use crate::probe::{self, STUBS};
-use crate::rng::Rng;
 use crate::space;
+use guest_rt::rng::Rng;
 
 /// How often a stub runs, each time with other addresses.
 const RUNS: u64 = 4;

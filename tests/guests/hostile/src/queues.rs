@@ -8,8 +8,8 @@ use core::ptr::NonNull;
 use guest_rt::mmu;
 
 use crate::guest::{Guest, SCRATCH_BYTES, put, scratch};
-use crate::rng::Rng;
 use crate::space::{VIRTIO, VIRTIO_SLOTS, VIRTIO_STRIDE};
+use guest_rt::rng::Rng;
 
 const MAGIC_VALUE: u64 = 0x000;
 const DEVICE_ID: u64 = 0x008;
@@ -127,8 +127,8 @@ fn negotiate(rng: &mut Rng, device: Device) {
         let offered = device.read(DEVICE_FEATURES);
         device.write(DRIVER_FEATURES_SEL, half);
         let wanted = match rng.below(8) {
-            0 => rng.next() as u32,
-            1 => offered & rng.next() as u32,
+            0 => rng.next_u64() as u32,
+            1 => offered & rng.next_u64() as u32,
             _ => offered,
         };
         device.write(DRIVER_FEATURES, wanted);
@@ -136,7 +136,7 @@ fn negotiate(rng: &mut Rng, device: Device) {
 }
 
 fn set_queue_up(guest: &mut Guest, device: Device, queue: u32) {
-    device.write(QUEUE_SEL, if guest.rng.one_in(16) { guest.rng.next() as u32 } else { queue });
+    device.write(QUEUE_SEL, if guest.rng.one_in(16) { guest.rng.next_u64() as u32 } else { queue });
     let most = device.read(QUEUE_NUM_MAX);
     let size = match guest.rng.below(8) {
         0 => guest.rng.number() as u32,
@@ -157,7 +157,7 @@ fn set_queue_up(guest: &mut Guest, device: Device, queue: u32) {
         device.write(register, address as u32);
         device.write(register + 4, (address >> 32) as u32);
     }
-    device.write(QUEUE_READY, if guest.rng.one_in(16) { guest.rng.next() as u32 } else { 1 });
+    device.write(QUEUE_READY, if guest.rng.one_in(16) { guest.rng.next_u64() as u32 } else { 1 });
 }
 
 /// An address where no buffer ought to be: outside RAM, across its end, wrapping around, odd, or on
@@ -190,7 +190,7 @@ pub(crate) fn fill_rings(guest: &mut Guest) {
             _ => rng.below(0x1000),
         };
         let flags = match rng.below(8) {
-            0 => rng.next() & 0xffff,
+            0 => rng.next_u64() & 0xffff,
             1 => INDIRECT | rng.pick(&[0, NEXT, WRITE]),
             2 | 3 => NEXT,
             4 => NEXT | WRITE,
@@ -200,7 +200,7 @@ pub(crate) fn fill_rings(guest: &mut Guest) {
         // Mostly the next one, so that chains get long, and often one before, so that they loop.
         let next = match rng.below(4) {
             0 => rng.below(64),
-            1 => rng.next() & 0xffff,
+            1 => rng.next_u64() & 0xffff,
             _ => n + 1,
         };
         let address = match guest.rng.below(4) {
@@ -216,13 +216,13 @@ pub(crate) fn fill_rings(guest: &mut Guest) {
         for word in 1..64 {
             let rng = &mut guest.rng;
             let heads = (0..4).fold(0, |heads, n| {
-                let head = if rng.one_in(8) { rng.next() & 0xffff } else { rng.below(64) };
+                let head = if rng.one_in(8) { rng.next_u64() & 0xffff } else { rng.below(64) };
                 heads | head << (16 * n)
             });
             put(ring + 8 * word, heads);
         }
         let index = match guest.rng.below(4) {
-            0 => guest.rng.next() & 0xffff,
+            0 => guest.rng.next_u64() & 0xffff,
             _ => crate::guest::get(ring) >> 16 & 0xffff,
         };
         let index = index.wrapping_add(guest.rng.below(8)) & 0xffff;
@@ -234,11 +234,11 @@ pub(crate) fn fill_rings(guest: &mut Guest) {
 /// Changes of a queue that is in use.
 fn disturb(guest: &mut Guest, device: Device) {
     match guest.rng.below(6) {
-        0 => device.write(STATUS, guest.rng.next() as u32),
+        0 => device.write(STATUS, guest.rng.next_u64() as u32),
         1 => device.write(QUEUE_READY, 0),
         2 => set_queue_up(guest, device, 0),
         3 => negotiate(&mut guest.rng, device),
-        4 => device.write(guest.rng.below(0x200) & !3, guest.rng.next() as u32),
+        4 => device.write(guest.rng.below(0x200) & !3, guest.rng.next_u64() as u32),
         _ => {
             device.read(guest.rng.below(0x200));
         }
@@ -252,7 +252,7 @@ pub(crate) fn overwrite(guest: &mut Guest) -> u64 {
     for _ in 0..WRITES {
         let at = guest.rng.below(BUFFERS_AT);
         let value = match guest.rng.below(4) {
-            0 => guest.rng.next(),
+            0 => guest.rng.next_u64(),
             1 => odd_address(guest),
             _ => crate::guest::get(at) ^ 1 << guest.rng.below(64),
         };

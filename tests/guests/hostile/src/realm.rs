@@ -3,47 +3,35 @@
 
 use core::ptr::NonNull;
 
+use guest_rt::host::{EXCHANGE_PAGE, PUT_STRING, REPORT_FAILURE};
 use guest_rt::mmu;
-use smccc::smc64;
+use guest_rt::rsi::{self, HostCall};
 
 use crate::guest::{Guest, SCRATCH_BYTES, scratch};
 
 const RSI_IPA_STATE_SET: u32 = 0xc400_0197;
-const RSI_HOST_CALL: u32 = 0xc400_0199;
 const RIPAS_EMPTY: u64 = 0;
 const RIPAS_RAM: u64 = 1;
 
 const PAGE: u64 = 4096;
-const EXCHANGE_PAGE: u64 = 2;
-const REPORT_FAILURE: u64 = 3;
-const PUT_STRING: u64 = 1;
 /// Cases of one batch.
 const BATCH: u64 = 32;
 
-/// What RSI_HOST_CALL passes both ways.
-#[repr(C, align(256))]
-struct HostCall {
-    imm: u64,
-    gprs: [u64; 31],
-}
-
-/// Makes an RSI call, whatever comes of it.
-fn rsi<const N: usize>(function: u32, arguments: [u64; N]) {
-    let mut all = [0; 17];
-    all.iter_mut().zip(arguments).for_each(|(to, argument)| *to = argument);
-    let _ = smc64(function, all);
-}
-
+/// Makes a host call, whatever comes of it.
 fn host_call(imm: u64, gprs: [u64; 31]) {
-    let mut call = HostCall { imm, gprs };
-    rsi(RSI_HOST_CALL, [(&raw mut call).expose_provenance() as u64]);
+    let _ = rsi::host_call(&mut HostCall { imm, gprs });
+}
+
+/// Makes one call of RSI_IPA_STATE_SET, whatever part of the range it does.
+fn set_ripas(base: u64, top: u64, ripas: u64, flags: u64) {
+    rsi::raw_call(RSI_IPA_STATE_SET, &[base, top, ripas, flags]);
 }
 
 /// Host calls with random immediates and registers.
 pub(crate) fn host_calls(guest: &mut Guest) -> u64 {
     for _ in 0..BATCH {
         let rng = &mut guest.rng;
-        let imm = if rng.one_in(2) { rng.below(16) } else { rng.below(0x1_0000) };
+        let imm = if rng.one_in(2) { rng.below(16) } else { rng.below(0x1_0000) } as u16;
         let mut gprs = [0; 31].map(|_| rng.number());
         gprs[0] = match imm {
             REPORT_FAILURE => 0,
@@ -52,7 +40,7 @@ pub(crate) fn host_calls(guest: &mut Guest) -> u64 {
             EXCHANGE_PAGE => scratch() + rng.below(SCRATCH_BYTES),
             _ => gprs[0],
         };
-        host_call(imm, gprs);
+        host_call(imm.into(), gprs);
     }
     BATCH
 }
@@ -64,15 +52,14 @@ pub(crate) fn ripas_storm(guest: &mut Guest) -> u64 {
         let first = rng.below(SCRATCH_BYTES / PAGE);
         let last = first + rng.below(SCRATCH_BYTES / PAGE - first) + 1;
         let (base, top) = match rng.below(8) {
-            0 => (rng.next(), rng.next()),
+            0 => (rng.next_u64(), rng.next_u64()),
             1 => (guest.ram.end, guest.ram.end + PAGE * rng.below(16)),
             2 => (scratch() + rng.below(PAGE), scratch() + rng.below(SCRATCH_BYTES)),
             _ => (scratch() + PAGE * first, scratch() + PAGE * last),
         };
         let kinds = if rng.one_in(8) { 5 } else { 2 };
         let ripas = rng.below(kinds);
-        // One call, whatever part of the range it does.
-        rsi(RSI_IPA_STATE_SET, [base, top, ripas, rng.below(3)]);
+        set_ripas(base, top, ripas, rng.below(3));
         let page = scratch() + PAGE * rng.below(SCRATCH_BYTES / PAGE);
         touch(guest, page);
     }
@@ -84,11 +71,11 @@ pub(crate) fn flips(guest: &mut Guest) -> u64 {
     for _ in 0..BATCH {
         let page = scratch() + PAGE * guest.rng.below(SCRATCH_BYTES / PAGE);
         let ripas = guest.rng.pick(&[RIPAS_EMPTY, RIPAS_RAM]);
-        rsi(RSI_IPA_STATE_SET, [page, page + PAGE, ripas, 0]);
+        set_ripas(page, page + PAGE, ripas, 0);
         touch(guest, page);
         let mut gprs = [0; 31];
         gprs[0] = page | guest.rng.pick(&[0, guest.alias]);
-        host_call(EXCHANGE_PAGE, gprs);
+        host_call(EXCHANGE_PAGE.into(), gprs);
         touch(guest, page);
     }
     BATCH
@@ -103,6 +90,6 @@ fn touch(guest: &mut Guest, page: u64) {
     let address = if guest.rng.one_in(2) { page } else { alias.addr().get() as u64 };
     let offset = guest.rng.below(PAGE) & !7;
     let index = guest.rng.below(2) as usize;
-    let registers = [address + offset, guest.rng.next(), 0, 0, 0, 0, 0, 0];
+    let registers = [address + offset, guest.rng.next_u64(), 0, 0, 0, 0, 0, 0];
     guest.faults += u64::from(crate::probe::run(index, registers).faulted);
 }

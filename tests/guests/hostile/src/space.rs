@@ -127,7 +127,7 @@ pub(crate) fn is_uart_data(address: u64) -> bool {
 /// An address for a data access: a virtual one.
 pub(crate) fn address(guest: &mut Guest) -> u64 {
     let rng = &mut guest.rng;
-    let offset_of = |rng: &mut crate::rng::Rng, size: u64| {
+    let offset_of = |rng: &mut guest_rt::rng::Rng, size: u64| {
         let offset = rng.below(size);
         // Mostly aligned: registers are.
         match rng.below(8) {

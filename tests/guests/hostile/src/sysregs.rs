@@ -2,7 +2,7 @@
 
 use crate::guest::{Guest, scratch};
 use crate::probe::{self, STUBS};
-use crate::rng::Rng;
+use guest_rt::rng::Rng;
 
 /// MSR and MRS (register), SYS and SYSL: op0 is in bits 20:19, and bit 21 tells reads.
 const SYSTEM: u32 = 0xd500_0000;
@@ -60,7 +60,7 @@ fn register_access(rng: &mut Rng) -> u32 {
             encoding(op0, op1, crn, rng.below(16) as u32, rng.below(8) as u32)
         } else {
             // op0 2 and 3.
-            encoding(2, 0, 0, 0, 0) | (rng.next() as u32 & (0x7fff << 5))
+            encoding(2, 0, 0, 0, 0) | (rng.next_u64() as u32 & (0x7fff << 5))
         };
         let read = rng.one_in(2);
         if read || !KEPT.contains(&name) {
@@ -91,7 +91,7 @@ pub(crate) fn maintenance(guest: &mut Guest) -> u64 {
         let word = match guest.rng.below(8) {
             // op0 0 with Rt 31; DAIF and the like are restored behind the probe.
             0 => {
-                let name = guest.rng.next() as u32 & (0x3fff << 5);
+                let name = guest.rng.next_u64() as u32 & (0x3fff << 5);
                 if name & (0x7 << 16 | 0xf << 12) == HINTS || name >> 12 & 0xf == 1 {
                     continue;
                 }
@@ -105,7 +105,7 @@ pub(crate) fn maintenance(guest: &mut Guest) -> u64 {
                 SYSTEM | encoding(1, op1, crn, crm, op2)
             }
             _ => {
-                let name = guest.rng.next() as u32 & (0x3fff << 5);
+                let name = guest.rng.next_u64() as u32 & (0x3fff << 5);
                 SYSTEM | encoding(1, 0, 0, 0, 0) | name | guest.rng.pick(&[0, READ])
             }
         };
@@ -118,9 +118,9 @@ pub(crate) fn maintenance(guest: &mut Guest) -> u64 {
         registers[0] = match guest.rng.below(4) {
             0 => crate::space::address(guest),
             // Set/way: level in bits 3:1.
-            1 => guest.rng.next() & 0xffff_fffe,
+            1 => guest.rng.next_u64() & 0xffff_fffe,
             // ASID and page number.
-            2 => guest.rng.next(),
+            2 => guest.rng.next_u64(),
             _ => scratch() + guest.rng.below(4096),
         };
         if is_ram(guest, registers[0]) {

@@ -6,8 +6,8 @@ use guest_rt::{MAX_CPUS, cpu_index};
 
 use crate::guest::{Guest, SCRATCH_BYTES, put, scratch};
 use crate::probe;
-use crate::rng::Rng;
 use crate::space::{self, GIB, RAM, Table};
+use guest_rt::rng::Rng;
 
 /// Cases between two fillings of the table.
 const RUNS: u64 = 64;
@@ -83,7 +83,7 @@ pub(crate) fn games(guest: &mut Guest) -> u64 {
         } else {
             BLOCKS.start * GIB + rng.below((BLOCKS.end - BLOCKS.start) * GIB)
         };
-        let registers = [address, root, old, 0, rng.next(), 0, 0, 0];
+        let registers = [address, root, old, 0, rng.next_u64(), 0, 0, 0];
         guest.faults += u64::from(probe::run(index, registers).faulted);
     }
     RUNS
@@ -99,7 +99,7 @@ fn descriptor(rng: &mut Rng, ram_end: u64) -> u64 {
         1 => space::UART,
         2 => ram_end,
         3 => ram_end - 0x1000,
-        4 => rng.next() & 0x000f_ffff_ffff_f000,
+        4 => rng.next_u64() & 0x000f_ffff_ffff_f000,
         5 => RAM + (rng.below(GIB) & !0xfff),
         _ => scratch() + (rng.below(SCRATCH_BYTES) & !0xfff),
     };

@@ -34,7 +34,7 @@ pub(crate) fn flood(guest: &mut Guest) -> u64 {
         // SAFETY: reading the counter has no side effects.
         unsafe { asm!("mrs {}, cntvct_el0", out(reg) now, options(nostack)) }
         let deadline = match guest.rng.below(4) {
-            0 => guest.rng.next(),
+            0 => guest.rng.next_u64(),
             _ => now + guest.rng.below(4000),
         };
         let index = guest.rng.below(INSTRUCTIONS.len() as u64) as usize;

@@ -4,6 +4,7 @@
 use core::fmt;
 
 use guest_rt::println;
+use guest_rt::rsi::Status;
 use sha2::{Digest, Sha256, Sha512};
 
 use crate::rsi;
@@ -39,8 +40,8 @@ pub(crate) fn check(algorithm: u8) -> Result<(), &'static str> {
     println!("realm: rim {}", Hex(digest));
     check_token(digest)?;
 
-    if rsi::extend_measurement(RIM, &[0; 32]) != Err(rsi::ERROR_INPUT)
-        || rsi::measurement(AFTER_LAST_REM) != Err(rsi::ERROR_INPUT)
+    if rsi::extend_measurement(RIM, &[0; 32]) != Err(Status::ERROR_INPUT)
+        || rsi::measurement(AFTER_LAST_REM) != Err(Status::ERROR_INPUT)
     {
         return Err("a measurement that must not change or does not exist was accepted");
     }
@@ -68,7 +69,7 @@ fn check_token(rim: &[u8]) -> Result<(), &'static str> {
     }
     let limit = match rsi::begin_token(&challenge) {
         Ok(limit) => limit,
-        Err(rsi::ERROR_UNKNOWN) => {
+        Err(Status::ERROR_UNKNOWN) => {
             println!("realm: no attestation token: the RMM has no key");
             return Ok(());
         }

@@ -1,29 +1,31 @@
 //! Realm test guest: uses everything that a realm is promised and checks what it gets.
 //!
-//! Its last line is `realm: all checks passed`, or `realm: FAILED` with the reason after it has
-//! reported the failure to the host as well. Its measurement goes out as `realm: rim <hex>`.
+//! Its measurement goes out as `realm: rim <hex>`. Words of the command line: `ticks=N` is how long it
+//! works, `rounds=N` how many host calls it makes for the instruction counter, `closed` says that its owner
+//! lets it share no memory. What it reports as failed is the code of a group of checks, below.
 #![no_std]
 #![no_main]
 
 mod attestation;
-mod host;
 mod rsi;
 mod sharing;
 mod vector_registers;
 
 use core::ops::Range;
-use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use guest_rt::boot::{self, BootInfo, Conduit, Ending};
-use guest_rt::rsi::{RealmConfig, realm_config};
-use guest_rt::{console, cpu_index, gic, mark, mmu, println, psci, timer, uart};
+use guest_rt::boot::BootInfo;
+use guest_rt::failure::Failure;
+use guest_rt::rsi::{RealmConfig, Status, VERSION_1_0, raw_call, version};
+use guest_rt::{console, cpu_index, gic, host, mark, println, psci, timer, uart};
 use rsi::Ripas;
 
 /// Distance of two timer ticks in milliseconds.
 const TICK_MS: u64 = 50;
 /// Ticks that the first REC works for when the command line does not say.
 const DEFAULT_TICKS: u64 = 20;
+/// Milliseconds that another REC may take to come on or to go off.
+const PATIENCE_MS: u64 = 10_000;
 /// Context id of REC 0; that of REC `n` is `n` more.
 const CONTEXT: u64 = 0x5eed_0000;
 /// Last secondary REC that came on; they are started one after the other.
@@ -31,49 +33,38 @@ static LAST_STARTED: AtomicU64 = AtomicU64::new(0);
 /// How many ticks a secondary REC works for; set before the first one starts.
 static SECONDARY_TICKS: AtomicU64 = AtomicU64::new(0);
 
-guest_rt::guest!(primary, secondary);
-
-/// A check that did not hold; `code` goes to the host.
-struct Failure {
-    code: u64,
-    what: &'static str,
-}
+guest_rt::guest!("realm", run, secondary);
 
 /// Gives the errors of one group of checks their code.
 fn group(code: u64, result: Result<(), &'static str>) -> Result<(), Failure> {
     result.map_err(|what| Failure { code, what })
 }
 
-fn primary(device_tree: u64) -> ! {
-    console::set_sink(host::put_string);
-    match run(device_tree) {
-        Ok(ending) => {
-            println!("realm: all checks passed");
-            psci::end(Conduit::Smc, ending)
-        }
-        Err(Failure { code, what }) => fail(code, format_args!("{what}")),
+/// Console sink whose lines go through a host call and through the UART in turn, so that both
+/// ways stay in use to the end.
+fn alternate(text: &str) {
+    static LINES: AtomicUsize = AtomicUsize::new(0);
+    if LINES.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
+        host::put_string(text);
+    } else {
+        uart::write(text);
     }
 }
 
-fn run(device_tree: u64) -> Result<Ending, Failure> {
-    // SAFETY: the boot protocol puts the address of the device tree into x0 of the first REC.
-    let info = unsafe { boot::parse(device_tree) }.map_err(|what| Failure { code: 1, what })?;
+fn run(info: &BootInfo) -> Result<(), Failure> {
+    console::set_sink(alternate);
     group(2, check_version())?;
-    let config = realm_config().map_err(|_| Failure { code: 3, what: "REALM_CONFIG" })?;
-    group(3, check_config(&config, &info))?;
-    let alias = 1 << (config.ipa_width - 1);
-    mmu::enable(&info.ram, alias);
-    uart::init();
-    console::set_sink(host::alternate);
+    let config = info.realm.ok_or("this is no realm")?;
+    group(3, check_config(&config, info))?;
     println!(
         "realm: RAM {:#x}..{:#x}, IPA width {}, {} RECs",
         info.ram.start, info.ram.end, config.ipa_width, info.cpus
     );
 
-    if let Some(rounds) = info.rounds {
+    if let Some(rounds) = info.number("rounds") {
         let mut refused = true;
         mark::each::<32>("host call of a realm (unknown function)", rounds, || {
-            refused &= host::unknown();
+            refused &= host::unknown_is_refused();
         });
         group(12, if refused { Ok(()) } else { Err("an unknown host call was served") })?;
     }
@@ -82,50 +73,43 @@ fn run(device_tree: u64) -> Result<Ending, Failure> {
     group(6, check_refusals())?;
     gic::init_distributor();
     group(7, gic::init_cpu())?;
-    if info.closed {
+    if info.flag("closed") {
         group(8, sharing::check_refused())?;
         println!("realm: no page can be shared");
     } else {
-        group(8, sharing::check(alias))?;
+        group(8, sharing::check(config.alias()))?;
         println!("realm: page shared with the host and private again");
     }
 
-    let ticks = info.ticks.unwrap_or(DEFAULT_TICKS);
+    let ticks = info.number("ticks").unwrap_or(DEFAULT_TICKS);
     SECONDARY_TICKS.store((ticks / 2).max(1), Ordering::Release);
-    let secondaries = 1..info.cpus.min(guest_rt::MAX_CPUS) as u64;
-    for rec in secondaries.clone() {
+    for rec in info.secondaries() {
         group(9, start_rec(rec))?;
     }
     group(10, work(ticks))?;
-    for rec in secondaries {
+    for rec in info.secondaries() {
         group(11, wait_until_off(rec))?;
     }
-    Ok(info.ending)
+    Ok(())
 }
 
-fn secondary(context_id: u64) -> ! {
-    mmu::enable_secondary();
+fn secondary(context_id: u64) -> Result<(), Failure> {
     let rec = cpu_index() as u64;
     assert!(context_id == CONTEXT + rec, "context id {context_id:#x} is not what CPU_ON was given");
-    if let Err(what) = gic::init_cpu() {
-        fail(7, format_args!("REC {rec} {what}"));
-    }
+    group(7, gic::init_cpu())?;
     println!("realm: REC {rec} on");
     LAST_STARTED.store(rec, Ordering::Release);
-    if let Err(what) = work(SECONDARY_TICKS.load(Ordering::Acquire)) {
-        fail(10, format_args!("REC {rec} {what}"));
-    }
+    group(10, work(SECONDARY_TICKS.load(Ordering::Acquire)))?;
     println!("realm: REC {rec} off");
-    psci::cpu_off(Conduit::Smc)
+    Ok(())
 }
 
 fn check_version() -> Result<(), &'static str> {
-    let (lower, higher) =
-        rsi::version(rsi::VERSION_1_0).map_err(|_| "RSI_VERSION refused version 1.0")?;
-    if !(lower..=higher).contains(&rsi::VERSION_1_0) {
+    let (lower, higher) = version(VERSION_1_0).map_err(|_| "RSI_VERSION refused version 1.0")?;
+    if !(lower..=higher).contains(&VERSION_1_0) {
         return Err("RSI_VERSION names a range without 1.0");
     }
-    if rsi::version(0x7fff_0000) != Err(rsi::ERROR_INPUT) {
+    if version(0x7fff_0000) != Err(Status::ERROR_INPUT) {
         return Err("RSI_VERSION accepted a version that does not exist");
     }
     Ok(())
@@ -138,11 +122,7 @@ fn check_config(config: &RealmConfig, info: &BootInfo) -> Result<(), &'static st
     if info.ram.end > 1 << (config.ipa_width - 1) {
         return Err("RAM reaches into the shared half of the IPA space");
     }
-    if info.conduit != Conduit::Smc {
-        return Err("PSCI conduit is not smc");
-    }
-    let version = psci::version(info.conduit).map_err(|_| "PSCI VERSION")?;
-    if version < 0x1_0001 {
+    if psci::version().map_err(|_| "PSCI VERSION")? < 0x1_0001 {
         return Err("PSCI is older than 1.1");
     }
     Ok(())
@@ -168,42 +148,35 @@ fn check_ripas(ram: &Range<u64>) -> Result<(), &'static str> {
 fn check_refusals() -> Result<(), &'static str> {
     /// In the range of the RSI, and not a call of any version.
     const UNKNOWN_CALL: u32 = 0xc400_01ad;
-    if rsi::raw_call(UNKNOWN_CALL, &[])[0] != u64::MAX {
+    if raw_call(UNKNOWN_CALL, &[])[0] != u64::MAX {
         return Err("an unknown SMC was not answered with -1");
     }
-    if psci::cpu_on(Conduit::Smc, 0xff, 0).is_ok() {
+    if psci::cpu_on(0xff, 0).is_ok() {
         return Err("CPU_ON started a REC that does not exist");
     }
-    if rsi::ripas(0x4000_0001, 0x4000_1000) != Err(rsi::ERROR_INPUT) {
+    if rsi::ripas(0x4000_0001, 0x4000_1000) != Err(Status::ERROR_INPUT) {
         return Err("IPA_STATE_GET accepted a misaligned base");
     }
     Ok(())
 }
 
 fn start_rec(rec: u64) -> Result<(), &'static str> {
-    psci::cpu_on(Conduit::Smc, rec, CONTEXT + rec).map_err(|_| "CPU_ON was refused")?;
-    let deadline = timer::now() + timer::steps(10_000);
-    while LAST_STARTED.load(Ordering::Acquire) < rec {
-        if timer::now() > deadline {
-            return Err("a REC did not come on in ten seconds");
-        }
-        core::hint::spin_loop();
+    psci::cpu_on(rec, CONTEXT + rec).map_err(|_| "CPU_ON was refused")?;
+    if !timer::poll(PATIENCE_MS, || LAST_STARTED.load(Ordering::Acquire) >= rec) {
+        return Err("a REC did not come on in ten seconds");
     }
-    if psci::cpu_on(Conduit::Smc, rec, 0).is_ok() {
+    if psci::cpu_on(rec, 0).is_ok() {
         return Err("CPU_ON started a REC twice");
     }
     Ok(())
 }
 
 fn wait_until_off(rec: u64) -> Result<(), &'static str> {
-    let deadline = timer::now() + timer::steps(10_000);
-    while psci::is_on(Conduit::Smc, rec).map_err(|_| "AFFINITY_INFO was refused")? {
-        if timer::now() > deadline {
-            return Err("a REC did not go off in ten seconds");
-        }
-        core::hint::spin_loop();
+    if timer::poll(PATIENCE_MS, || psci::is_on(rec) == Ok(false)) {
+        Ok(())
+    } else {
+        Err("a REC did not go off in ten seconds")
     }
-    Ok(())
 }
 
 /// Computes through every other tick and sleeps through the rest, so that a REC both uses up its
@@ -233,17 +206,4 @@ fn work(ticks: u64) -> Result<(), &'static str> {
     }
     timer::stop();
     Ok(())
-}
-
-/// Reports a failure everywhere and ends the realm.
-fn fail(code: u64, what: core::fmt::Arguments<'_>) -> ! {
-    println!("realm: FAILED {what}");
-    host::report_failure(code);
-    psci::system_off(Conduit::Smc)
-}
-
-#[panic_handler]
-fn panic(info: &PanicInfo<'_>) -> ! {
-    const PANIC: u64 = 100;
-    fail(PANIC, format_args!("REC {} {}", cpu_index(), info.message()))
 }

@@ -1,30 +1,16 @@
-//! The Realm Services Interface, RSI 1.0, as SMC calls to the RMM, beside what `guest_rt::rsi` has.
+//! Calls of the RSI that only this guest makes, beside what `guest_rt::rsi` has.
 
-const FID_VERSION: u32 = 0xc400_0190;
+use guest_rt::rsi::{Status, call, raw_call};
+
 const FID_MEASUREMENT_READ: u32 = 0xc400_0192;
 const FID_MEASUREMENT_EXTEND: u32 = 0xc400_0193;
 const FID_ATTESTATION_TOKEN_INIT: u32 = 0xc400_0194;
 const FID_ATTESTATION_TOKEN_CONTINUE: u32 = 0xc400_0195;
 const FID_IPA_STATE_SET: u32 = 0xc400_0197;
 const FID_IPA_STATE_GET: u32 = 0xc400_0198;
-const FID_HOST_CALL: u32 = 0xc400_0199;
 
-/// RSI 1.0 as a version word.
-pub(crate) const VERSION_1_0: u64 = 0x1_0000;
 /// Size in bytes of the widest measurement.
 pub(crate) const MAX_MEASUREMENT: usize = 64;
-
-/// A call did not succeed: the status word that the RMM answered, `u64::MAX` for an unknown call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Status(pub(crate) u64);
-
-/// The value of an argument was refused.
-pub(crate) const ERROR_INPUT: Status = Status(1);
-
-/// An operation needs another call to go on.
-const INCOMPLETE: Status = Status(3);
-/// The RMM cannot do it, for no fault of the realm.
-pub(crate) const ERROR_UNKNOWN: Status = Status(4);
 
 /// Size in bytes of a granule, and the alignment of what the RMM writes into.
 pub(crate) const GRANULE: usize = 4096;
@@ -43,37 +29,6 @@ pub(crate) enum Ripas {
     Empty = 0,
     /// Private RAM.
     Ram = 1,
-}
-
-/// What RSI_HOST_CALL passes both ways.
-#[derive(Clone, Copy)]
-#[repr(C, align(256))]
-pub(crate) struct HostCall {
-    /// Number of the call.
-    pub(crate) imm: u64,
-    /// Registers.
-    pub(crate) gprs: [u64; 31],
-}
-
-const _: () = assert!(size_of::<HostCall>() == 0x100);
-
-/// Calls the RMM with up to eleven arguments.
-pub(crate) fn raw_call(function: u32, args: &[u64]) -> [u64; 18] {
-    let mut all = [0; 17];
-    for (slot, arg) in all.iter_mut().zip(args) {
-        *slot = *arg;
-    }
-    smccc::smc64(function, all)
-}
-
-fn call(function: u32, args: &[u64]) -> Result<[u64; 18], Status> {
-    let results = raw_call(function, args);
-    if results[0] == 0 { Ok(results) } else { Err(Status(results[0])) }
-}
-
-/// Asks for a version; answers the lowest and the highest that the RMM implements.
-pub(crate) fn version(requested: u64) -> Result<(u64, u64), Status> {
-    call(FID_VERSION, &[requested]).map(|results| (results[1], results[2]))
 }
 
 /// Reads measurement `index`: 0 is the RIM, 1 to 4 are the REMs. Shorter ones end in zeroes.
@@ -109,7 +64,7 @@ pub(crate) fn begin_token(challenge: &[u8; CHALLENGE]) -> Result<u64, Status> {
 }
 
 /// Goes on with the token until it is whole; answers how many bytes of `granule` it fills. A token
-/// that is larger than a granule is [`ERROR_INPUT`].
+/// that is larger than a granule is [`Status::ERROR_INPUT`].
 pub(crate) fn finish_token(granule: &mut TokenGranule) -> Result<usize, Status> {
     let address = granule.0.as_mut_ptr().expose_provenance() as u64;
     let mut length = 0;
@@ -120,8 +75,8 @@ pub(crate) fn finish_token(granule: &mut TokenGranule) -> Result<usize, Status> 
         let written = results[1].min(room) as usize;
         match Status(results[0]) {
             Status(0) => return Ok(length + written),
-            INCOMPLETE if length + written < GRANULE => length += written,
-            INCOMPLETE => return Err(ERROR_INPUT),
+            Status::INCOMPLETE if length + written < GRANULE => length += written,
+            Status::INCOMPLETE => return Err(Status::ERROR_INPUT),
             status => return Err(status),
         }
     }
@@ -144,9 +99,4 @@ pub(crate) fn set_ripas(mut base: u64, top: u64, ripas: Ripas) -> Result<(), Sta
 /// State of the IPAs from `base` on, and where the range of this state ends, at most `top`.
 pub(crate) fn ripas(base: u64, top: u64) -> Result<(u64, u64), Status> {
     call(FID_IPA_STATE_GET, &[base, top]).map(|results| (results[2], results[1]))
-}
-
-/// Makes a host call; the registers come back as the host left them.
-pub(crate) fn host_call(arguments: &mut HostCall) -> Result<(), Status> {
-    call(FID_HOST_CALL, &[core::ptr::from_mut(arguments).expose_provenance() as u64]).map(|_| ())
 }

@@ -3,9 +3,8 @@
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 
-use guest_rt::mmu;
+use guest_rt::{host, mmu};
 
-use crate::host;
 use crate::rsi::{self, Ripas};
 
 const WORDS: usize = 512;

@@ -6,18 +6,12 @@ use arrayvec::ArrayVec;
 use dtoolkit::fdt::Fdt;
 use dtoolkit::{Node, Property};
 
-/// Conduit of PSCI calls: the `method` of `/psci`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Conduit {
-    /// HVC #0.
-    Hvc,
-    /// SMC #0, the only one that a realm has.
-    Smc,
-}
+use crate::MAX_CPUS;
+use crate::rsi::RealmConfig;
 
-/// How a guest ends.
+/// How a guest ends when it has done its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub(crate) enum Ending {
     /// It powers off.
     Off,
     /// It resets itself: the command line says `reset`.
@@ -26,48 +20,63 @@ pub enum Ending {
     Hang,
 }
 
-/// The facts that a guest needs from its device tree.
+/// The facts that a guest needs from its device tree, and of a realm's configuration.
 #[derive(Clone, Debug)]
 pub struct BootInfo {
     /// RAM, in bytes of IPA.
     pub ram: Range<u64>,
     /// Number of `/cpus/cpu` nodes.
     pub cpus: usize,
-    /// PSCI conduit.
-    pub conduit: Conduit,
-    /// What the guest does when it has done its work.
-    pub ending: Ending,
-    /// Value of `ticks=N` in the command line: how many timer ticks the guest works for.
-    pub ticks: Option<u64>,
-    /// Value of `rounds=N` in the command line: how often the guest does what is to be counted.
-    pub rounds: Option<u64>,
-    /// Whether the command line says `one-core`: all vCPUs share a core, so that none should spin
-    /// while it waits for another.
-    pub one_core: bool,
-    /// Whether the command line says `touch`: RAM is populated when it is touched, and that is what is to
-    /// be counted.
-    pub touch: bool,
-    /// Whether the command line says `stray`: the guest is to touch memory that is not its own.
-    pub stray: bool,
-    /// Whether the command line says `closed`: the owner of the realm lets it share no memory.
-    pub closed: bool,
-    /// Value of `fp=N` in the command line: how often each vCPU checks its FP registers.
-    pub fp: Option<u64>,
-    /// Whether the command line says `rtc`: the guest has the machine's real-time clock.
-    pub rtc: bool,
-    /// Value of `storm=N` in the command line: how many seconds a storm of interrupts lasts.
-    pub storm: Option<u64>,
-    /// Value of `cases=N` in the command line: how many cases of each kind a hostile guest tries.
-    pub cases: Option<u64>,
-    /// Value of `seed=N` in the command line: where its random numbers start.
-    pub seed: Option<u64>,
-    /// Value of `serve=N` in the command line: how many lives of its peers the guest at the serving end
-    /// of channels waits for.
-    pub serve: Option<u64>,
-    /// Whether the command line says `last`: the guest is to outlive those at the other ends.
-    pub last: bool,
+    /// The realm's configuration, if this is one.
+    pub realm: Option<RealmConfig>,
     /// Channels to other guests.
     pub channels: ArrayVec<Place, MAX_CHANNELS>,
+    /// Whether PSCI is called by SMC.
+    pub(crate) psci_by_smc: bool,
+    args: &'static str,
+}
+
+impl BootInfo {
+    /// Whether the command line has the word `key`.
+    #[must_use]
+    pub fn flag(&self, key: &str) -> bool {
+        self.args.split_whitespace().any(|word| word == key)
+    }
+
+    /// Value of `key=N` in the command line.
+    ///
+    /// # Panics
+    ///
+    /// When `N` is not a number.
+    #[must_use]
+    pub fn number(&self, key: &str) -> Option<u64> {
+        let mut words = self.args.split_whitespace();
+        let value = words.find_map(|word| word.strip_prefix(key)?.strip_prefix('='))?;
+        let number = value.parse().ok();
+        assert!(number.is_some(), "{key}={value} on the command line is no number");
+        number
+    }
+
+    /// vCPUs other than the first that there is a stack for, by their MPIDR.
+    #[must_use]
+    pub fn secondaries(&self) -> Range<u64> {
+        1..self.cpus.clamp(1, MAX_CPUS) as u64
+    }
+
+    /// The bit of a realm's shared addresses; 0 in a normal VM.
+    #[must_use]
+    pub fn alias(&self) -> u64 {
+        self.realm.as_ref().map_or(0, RealmConfig::alias)
+    }
+
+    /// What the guest does when it has done its work.
+    pub(crate) fn ending(&self) -> Ending {
+        match (self.flag("reset"), self.flag("hang")) {
+            (true, _) => Ending::Reset,
+            (false, true) => Ending::Hang,
+            (false, false) => Ending::Off,
+        }
+    }
 }
 
 /// Where a channel is.
@@ -96,7 +105,7 @@ pub const MAX_CHANNELS: usize = 4;
 ///
 /// `address` must be that of a device tree blob which stays unchanged while the guest runs; the
 /// hypervisor's boot protocol promises this for the address it passes in x0.
-pub unsafe fn parse(address: u64) -> Result<BootInfo, &'static str> {
+pub(crate) unsafe fn parse(address: u64) -> Result<BootInfo, &'static str> {
     let blob = core::ptr::with_exposed_provenance::<u8>(address as usize);
     if blob.is_null() || !address.is_multiple_of(8) {
         return Err("x0 holds no device tree address");
@@ -119,42 +128,20 @@ pub unsafe fn parse(address: u64) -> Result<BootInfo, &'static str> {
         cpus.children().filter(|node| node.name_without_address() == "cpu").count()
     });
     let method = tree.find_node("/psci").and_then(|psci| psci.property("method"));
-    let conduit = match method.as_ref().map(|method| method.value()) {
-        Some(b"hvc\0") => Conduit::Hvc,
-        Some(b"smc\0") => Conduit::Smc,
+    let psci_by_smc = match method.as_ref().map(|method| method.value()) {
+        Some(b"hvc\0") => false,
+        Some(b"smc\0") => true,
         _ => return Err("no usable /psci method"),
     };
     let bootargs = tree.find_node("/chosen").and_then(|chosen| chosen.property("bootargs"));
-    let args = bootargs.as_ref().and_then(|args| args.value_as::<&str>().ok()).unwrap_or("");
-    let number = |key: &str| {
-        args.split_whitespace()
-            .find_map(|arg| arg.strip_prefix(key)?.strip_prefix('='))
-            .and_then(|value| value.parse().ok())
-    };
-    let flag = |key: &str| args.split_whitespace().any(|arg| arg == key);
+    let args = bootargs.as_ref().and_then(|args| args.value_as::<&'static str>().ok());
     Ok(BootInfo {
         ram: base..top,
         cpus,
-        conduit,
-        ending: match (flag("reset"), flag("hang")) {
-            (true, _) => Ending::Reset,
-            (false, true) => Ending::Hang,
-            (false, false) => Ending::Off,
-        },
-        ticks: number("ticks"),
-        rounds: number("rounds"),
-        one_core: flag("one-core"),
-        touch: flag("touch"),
-        stray: flag("stray"),
-        closed: flag("closed"),
-        fp: number("fp"),
-        rtc: flag("rtc"),
-        storm: number("storm"),
-        cases: number("cases"),
-        seed: number("seed"),
-        serve: number("serve"),
-        last: flag("last"),
+        realm: None,
         channels: channels(&tree)?,
+        psci_by_smc,
+        args: args.unwrap_or(""),
     })
 }
 

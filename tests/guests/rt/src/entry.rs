@@ -2,8 +2,11 @@
 
 use core::arch::global_asm;
 use core::cell::UnsafeCell;
+use core::ops::Range;
 
-use crate::{MAX_CPUS, console, gic};
+use crate::boot::{BootInfo, Ending};
+use crate::failure::{self, Failure};
+use crate::{MAX_CPUS, boot, console, gic, mmu, psci, rsi, uart};
 
 /// Bytes of one vCPU's stack.
 const STACK_SIZE: usize = 32 * 1024;
@@ -24,24 +27,82 @@ global_asm!(
     stacks = sym STACKS,
 );
 
-/// Names the two functions of the binary that the runtime calls.
+/// What a binary is made of: see [`guest!`](crate::guest).
+#[derive(Debug)]
+pub struct Guest {
+    /// What its last line begins with.
+    pub name: &'static str,
+    /// The first vCPU's work.
+    pub run: fn(&BootInfo) -> Result<(), Failure>,
+    /// What a vCPU does that PSCI CPU_ON has started with a context id.
+    pub secondary: fn(u64) -> Result<(), Failure>,
+}
+
+/// Names the parts of the binary: `guest!("name", run, secondary)`, see [`Guest`](crate::entry::Guest).
 ///
-/// `guest!(primary, secondary)`: `primary` is a `fn(u64) -> !` and gets the IPA of the device tree;
-/// `secondary` is a `fn(u64) -> !`, runs on a vCPU that PSCI CPU_ON started, and gets the
-/// context id. Both start with the MMU off and interrupts masked.
+/// The functions run with the MMU on and interrupts masked; lines go to the UART. When `run` comes back
+/// with `Ok`, the guest says `name: all checks passed` and ends as its command line says (`reset`, `hang`,
+/// else it powers off); the vCPU of a `secondary` goes off. An `Err` or a panic on any vCPU ends the guest
+/// with the line `name: FAILED` and the reason, and its VM as failed.
 #[macro_export]
 macro_rules! guest {
-    ($primary:path, $secondary:path) => {
+    ($name:literal, $run:path, $secondary:path) => {
         #[unsafe(no_mangle)]
-        extern "C" fn rt_primary(device_tree: u64) -> ! {
-            $primary(device_tree)
-        }
-
-        #[unsafe(no_mangle)]
-        extern "C" fn rt_secondary(context_id: u64) -> ! {
-            $secondary(context_id)
-        }
+        static RT_GUEST: $crate::entry::Guest =
+            $crate::entry::Guest { name: $name, run: $run, secondary: $secondary };
     };
+}
+
+unsafe extern "Rust" {
+    static RT_GUEST: Guest;
+}
+
+/// The binary.
+pub(crate) fn guest() -> &'static Guest {
+    // SAFETY: `guest!` defines the static with this type, and nothing changes it.
+    unsafe { &RT_GUEST }
+}
+
+/// The first vCPU, with the MMU off and the IPA of the device tree in x0.
+#[unsafe(no_mangle)]
+extern "C" fn rt_primary(device_tree: u64) -> ! {
+    // SAFETY: the boot protocol puts the address of the device tree into x0.
+    let info = unsafe { boot::parse(device_tree) };
+    // Without a tree there is the memory that the image lies in, to report from.
+    let ram = info.as_ref().map_or(mmu::LEAST_RAM, |info| info.ram.clone());
+    mmu::enable(&ram);
+    let result = info.map_err(Failure::from).and_then(|info| run(info, &ram));
+    match result {
+        Ok(ending) => {
+            crate::println!("{}: all checks passed", guest().name);
+            psci::end(ending)
+        }
+        Err(Failure { code, what }) => failure::fail(code, format_args!("{what}")),
+    }
+}
+
+fn run(mut info: BootInfo, ram: &Range<u64>) -> Result<Ending, Failure> {
+    if rsi::detect() {
+        info.realm = Some(rsi::realm_config().map_err(|_| "RSI_REALM_CONFIG was refused")?);
+    }
+    mmu::map_window(ram, info.alias());
+    uart::init();
+    console::set_sink(uart::write);
+    if info.psci_by_smc != rsi::is_realm() {
+        return Err("the conduit of /psci is not that of this kind of VM".into());
+    }
+    (guest().run)(&info)?;
+    Ok(info.ending())
+}
+
+/// A vCPU that PSCI CPU_ON started, with the MMU off and the context id in x0.
+#[unsafe(no_mangle)]
+extern "C" fn rt_secondary(context_id: u64) -> ! {
+    mmu::enable_secondary();
+    match (guest().secondary)(context_id) {
+        Ok(()) => psci::cpu_off(),
+        Err(Failure { code, what }) => failure::fail(code, format_args!("{what}")),
+    }
 }
 
 /// Runs one instruction that may be undefined or trap, with `$input` in `x0`: `Ok` has `x0`
@@ -79,11 +140,8 @@ extern "C" fn rt_irq() {
     gic::handle_irq();
 }
 
-/// Any exception but an IRQ: a fault of the guest or of what runs it. The panic handler of the
-/// binary reports it in the binary's own way.
+/// Any exception but an IRQ: a fault of the guest or of what runs it.
 #[unsafe(no_mangle)]
 extern "C" fn rt_unexpected(kind: u64, esr: u64, elr: u64, far: u64) -> ! {
-    // The fault may have hit while this vCPU held the console.
-    console::force_unlock();
     panic!("exception vector {kind}: esr {esr:#x} elr {elr:#x} far {far:#x}");
 }

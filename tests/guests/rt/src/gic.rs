@@ -26,7 +26,7 @@ static DOORBELLS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS
 /// Handler of interrupts other than the virtual timer's, a `fn(u32)`.
 static HANDLER: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
 
-/// Sets the distributor up. Call once, on the first vCPU, after [`mmu::enable`].
+/// Sets the distributor up. Call once, on the first vCPU.
 pub fn init_distributor() {
     let registers: NonNull<Gicd> = mmu::device(GICD_IPA);
     // SAFETY: the MMU maps the distributor there as device memory, and nothing else refers to it.
@@ -84,19 +84,29 @@ pub fn broadcast(intid: u32) {
 
 /// Waits until this vCPU has taken `count` SGIs of [`ring`] in all, in WFI if `asleep`.
 pub fn wait_for_rings(count: u64, asleep: bool) {
-    let rings = &DOORBELLS[cpu_index()];
-    while rings.load(Ordering::Acquire) < count {
-        if asleep {
-            // Masked, so that an interrupt between the check and WFI still wakes it.
-            mask_irqs();
-            if rings.load(Ordering::Acquire) < count {
-                aarch64_cpu::asm::wfi();
-            }
-            unmask_irqs();
-        } else {
-            // Lets an emulator that runs all cores in one thread go on with the next.
-            // SAFETY: the instruction is a hint and has no effect.
-            unsafe { asm!("yield", options(nomem, nostack)) }
+    let rings = || DOORBELLS[cpu_index()].load(Ordering::Acquire);
+    if asleep {
+        return sleep_until(|| rings() >= count);
+    }
+    while rings() < count {
+        // Lets an emulator that runs all cores in one thread go on with the next.
+        // SAFETY: the instruction is a hint and has no effect.
+        unsafe { asm!("yield", options(nomem, nostack)) }
+    }
+}
+
+/// Sleeps in WFI, with IRQs unmasked in between, until `done`, which an interrupt is to bring about.
+pub fn sleep_until(mut done: impl FnMut() -> bool) {
+    loop {
+        // Masked, so that an interrupt between the check and WFI still wakes it.
+        mask_irqs();
+        let done = done();
+        if !done {
+            aarch64_cpu::asm::wfi();
+        }
+        unmask_irqs();
+        if done {
+            return;
         }
     }
 }
@@ -137,11 +147,6 @@ pub fn enable_shared(intid: u32) -> Result<(), &'static str> {
     let mut distributor = GicDistributor::new(unsafe { UniqueMmioPointer::new(registers) });
     distributor.set_routing(id, Some(cpu_index() as u64)).map_err(|_| "SPI routing")?;
     distributor.enable_interrupt(id, true).map_err(|_| "SPI enable")
-}
-
-/// Sleeps until an interrupt is pending, masked or not.
-pub fn wait_for_interrupt() {
-    aarch64_cpu::asm::wfi();
 }
 
 /// Masks IRQs on this vCPU.

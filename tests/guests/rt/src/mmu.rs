@@ -42,6 +42,8 @@ const INNER_SHAREABLE: u64 = 3 << 8;
 const ACCESSED: u64 = 1 << 10;
 const PXN: u64 = 1 << 53;
 const UXN: u64 = 1 << 54;
+const NORMAL: u64 = ATTR_NORMAL | INNER_SHAREABLE | ACCESSED | UXN | BLOCK_VALID;
+const DEVICE: u64 = ATTR_DEVICE | ACCESSED | UXN | BLOCK_VALID;
 
 #[repr(C, align(4096))]
 struct Table([AtomicU64; 512]);
@@ -50,32 +52,44 @@ static LEVEL_1: Table = Table([const { AtomicU64::new(0) }; 512]);
 /// Of the first GiB of the window.
 static LEVEL_2: Table = Table([const { AtomicU64::new(0) }; 512]);
 
-/// Builds the table and switches the MMU on. Call once, on the first vCPU.
-///
-/// `alias` is the alias bit of a realm, 0 for a normal VM; more RAM than 255 GiB is not mapped.
-pub fn enable(ram: &Range<u64>, alias: u64) {
-    let window = (SHARED_WINDOW / BLOCK) as usize;
-    let normal = ATTR_NORMAL | INNER_SHAREABLE | ACCESSED | UXN | BLOCK_VALID;
-    for (entry, index) in LEVEL_2.0.iter().zip(0..) {
-        let ipa = index * SMALL_BLOCK;
-        let device = ATTR_DEVICE | ACCESSED | UXN | BLOCK_VALID;
-        let memory = if CHANNEL_MEMORY.contains(&ipa) { normal } else { device };
-        entry.store(alias | ipa | memory | PXN, Ordering::Relaxed);
-    }
-    set_entry(window, (&raw const LEVEL_2).expose_provenance() as u64 | TABLE_VALID);
+/// RAM that every guest has: what an entry maps at its start.
+pub(crate) const LEAST_RAM: Range<u64> = RAM_BASE..RAM_BASE + BLOCK;
+
+/// Entries that RAM takes. More than 255 GiB is not mapped.
+fn blocks(ram: &Range<u64>) -> Range<u64> {
     let first = ram.start.max(RAM_BASE) / BLOCK;
-    let last = ram.end.div_ceil(BLOCK).min(window as u64);
-    for gib in first..last {
-        let ipa = gib * BLOCK;
-        set_entry(gib as usize, ipa | normal);
-        set_entry(window + gib as usize, alias | ipa | normal | PXN);
+    first..ram.end.div_ceil(BLOCK).min(SHARED_WINDOW / BLOCK)
+}
+
+/// Maps RAM and switches the MMU on. Called once, on the first vCPU.
+pub(crate) fn enable(ram: &Range<u64>) {
+    for gib in blocks(ram) {
+        set_entry(gib, (gib * BLOCK) | NORMAL);
     }
     clean_image();
     enable_secondary();
 }
 
-/// Switches the MMU on with the table that [`enable`] built. Call on every further vCPU, first.
-pub fn enable_secondary() {
+/// Maps the window, which was not mapped before. Called once, after [`enable`]. `alias` is the alias bit
+/// of a realm, 0 for a normal VM.
+pub(crate) fn map_window(ram: &Range<u64>, alias: u64) {
+    for (entry, index) in LEVEL_2.0.iter().zip(0..) {
+        let ipa = index * SMALL_BLOCK;
+        let memory = if CHANNEL_MEMORY.contains(&ipa) { NORMAL } else { DEVICE };
+        entry.store(alias | ipa | memory | PXN, Ordering::Relaxed);
+    }
+    let window = SHARED_WINDOW / BLOCK;
+    set_entry(window, (&raw const LEVEL_2).expose_provenance() as u64 | TABLE_VALID);
+    for gib in blocks(ram) {
+        set_entry(window + gib, alias | (gib * BLOCK) | NORMAL | PXN);
+    }
+    // Walks see the entries, and so do later instructions.
+    barrier::dsb(barrier::ISHST);
+    barrier::isb(barrier::SY);
+}
+
+/// Switches the MMU on with the table that [`enable`] built. Called on every further vCPU, first.
+pub(crate) fn enable_secondary() {
     MAIR_EL1.set(0xff04); // index 0: device nGnRE; index 1: normal write-back
     let pa_range = ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange);
     TCR_EL1.write(
@@ -104,6 +118,36 @@ pub fn device<T>(ipa: u64) -> NonNull<T> {
     shared(ipa)
 }
 
+/// Reads the 32-bit device register at `ipa`, by an access that a hypervisor can emulate.
+///
+/// # Panics
+///
+/// As for [`device`].
+#[must_use]
+pub fn read_register(ipa: u64) -> u32 {
+    let register = device::<u32>(ipa).as_ptr();
+    let value: u32;
+    // SAFETY: no object of Rust lies at the registers of devices, nor do reads of them change memory.
+    unsafe { asm!("ldr {:w}, [{}]", out(reg) value, in(reg) register, options(nostack)) }
+    value
+}
+
+/// Writes the 32-bit device register at `ipa`, by an access that a hypervisor can emulate.
+///
+/// # Safety
+///
+/// It must not make a device access memory that an object of Rust lies in.
+///
+/// # Panics
+///
+/// As for [`device`].
+pub unsafe fn write_register(ipa: u64, value: u32) {
+    let register = device::<u32>(ipa).as_ptr();
+    // SAFETY: no object of Rust lies at the registers of devices; what the device does is the caller's
+    // promise.
+    unsafe { asm!("str {:w}, [{}]", in(reg) value, in(reg) register, options(nostack)) }
+}
+
 /// Pointer to what lies at the shared alias of `ipa`.
 ///
 /// # Panics
@@ -116,8 +160,8 @@ pub fn shared<T>(ipa: u64) -> NonNull<T> {
     NonNull::new(pointer).expect("the window does not start at 0")
 }
 
-fn set_entry(index: usize, descriptor: u64) {
-    if let Some(entry) = LEVEL_1.0.get(index) {
+fn set_entry(index: u64, descriptor: u64) {
+    if let Some(entry) = LEVEL_1.0.get(index as usize) {
         entry.store(descriptor, Ordering::Relaxed);
     }
 }

@@ -1,22 +1,31 @@
-//! PSCI by the conduit that the device tree names.
+//! PSCI: by SMC in a realm, whose RMM answers, else by HVC. [`boot::parse`](crate::boot::parse) has checked
+//! that the device tree says the same.
 
 use smccc::psci::error::Error;
 use smccc::psci::{self, AffinityState, LowestAffinityLevel};
 use smccc::{Hvc, Smc};
 
-use crate::boot::{Conduit, Ending};
-use crate::entry;
+use crate::boot::Ending;
+use crate::{entry, rsi};
+
+/// A function of `smccc::psci` by this guest's conduit.
+macro_rules! call {
+    ($function:ident($($argument:expr),*)) => {
+        if rsi::is_realm() {
+            psci::$function::<Smc>($($argument),*)
+        } else {
+            psci::$function::<Hvc>($($argument),*)
+        }
+    };
+}
 
 /// Version word: major in bits 31:16, minor in bits 15:0.
 ///
 /// # Errors
 ///
 /// What the implementation answers.
-pub fn version(conduit: Conduit) -> Result<u32, Error> {
-    let version = match conduit {
-        Conduit::Hvc => psci::version::<Hvc>(),
-        Conduit::Smc => psci::version::<Smc>(),
-    }?;
+pub fn version() -> Result<u32, Error> {
+    let version = call!(version())?;
     Ok(u32::from(version.major) << 16 | u32::from(version.minor))
 }
 
@@ -25,12 +34,8 @@ pub fn version(conduit: Conduit) -> Result<u32, Error> {
 /// # Errors
 ///
 /// What the implementation answers.
-pub fn cpu_on(conduit: Conduit, mpidr: u64, context_id: u64) -> Result<(), Error> {
-    let entry = entry::secondary_entry_ipa();
-    match conduit {
-        Conduit::Hvc => psci::cpu_on::<Hvc>(mpidr, entry, context_id),
-        Conduit::Smc => psci::cpu_on::<Smc>(mpidr, entry, context_id),
-    }
+pub fn cpu_on(mpidr: u64, context_id: u64) -> Result<(), Error> {
+    call!(cpu_on(mpidr, entry::secondary_entry_ipa(), context_id))
 }
 
 /// Whether vCPU `mpidr` is on.
@@ -38,50 +43,37 @@ pub fn cpu_on(conduit: Conduit, mpidr: u64, context_id: u64) -> Result<(), Error
 /// # Errors
 ///
 /// What the implementation answers.
-pub fn is_on(conduit: Conduit, mpidr: u64) -> Result<bool, Error> {
-    let level = LowestAffinityLevel::All;
-    let state = match conduit {
-        Conduit::Hvc => psci::affinity_info::<Hvc>(mpidr, level),
-        Conduit::Smc => psci::affinity_info::<Smc>(mpidr, level),
-    }?;
+pub fn is_on(mpidr: u64) -> Result<bool, Error> {
+    let state = call!(affinity_info(mpidr, LowestAffinityLevel::All))?;
     Ok(state != AffinityState::Off)
 }
 
 /// Ends this vCPU.
-pub fn cpu_off(conduit: Conduit) -> ! {
+pub(crate) fn cpu_off() -> ! {
     // It returns only when refused, and then parking is all that is left.
-    let _ = match conduit {
-        Conduit::Hvc => psci::cpu_off::<Hvc>(),
-        Conduit::Smc => psci::cpu_off::<Smc>(),
-    };
+    let _ = call!(cpu_off());
     park()
 }
 
 /// Ends the guest.
-pub fn system_off(conduit: Conduit) -> ! {
-    let _ = match conduit {
-        Conduit::Hvc => psci::system_off::<Hvc>(),
-        Conduit::Smc => psci::system_off::<Smc>(),
-    };
+pub(crate) fn system_off() -> ! {
+    let _ = call!(system_off());
     park()
 }
 
 /// Ends the guest as it was told to.
-pub fn end(conduit: Conduit, ending: Ending) -> ! {
+pub(crate) fn end(ending: Ending) -> ! {
     match ending {
-        Ending::Off => system_off(conduit),
+        Ending::Off => system_off(),
         Ending::Reset => {
-            let _ = match conduit {
-                Conduit::Hvc => psci::system_reset::<Hvc>(),
-                Conduit::Smc => psci::system_reset::<Smc>(),
-            };
+            let _ = call!(system_reset());
         }
         Ending::Hang => {}
     }
     park()
 }
 
-fn park() -> ! {
+pub(crate) fn park() -> ! {
     loop {
         aarch64_cpu::asm::wfi();
     }

@@ -47,15 +47,22 @@ pub fn ticks() -> u64 {
 
 /// Sleeps in WFI until this vCPU has seen `count` ticks in all.
 pub fn wait_for_tick(count: u64) {
+    gic::sleep_until(|| ticks() >= count);
+}
+
+/// Polls `done` for at most `milliseconds`; whether it came true.
+pub fn poll(milliseconds: u64, mut done: impl FnMut() -> bool) -> bool {
+    let deadline = now() + steps(milliseconds);
     loop {
-        // Masked, so that a tick between the check and WFI still wakes it.
-        gic::mask_irqs();
-        if ticks() >= count {
-            gic::unmask_irqs();
-            return;
+        // In this order, so that a vCPU that was away for long looks once more.
+        let late = now() > deadline;
+        if done() {
+            return true;
         }
-        aarch64_cpu::asm::wfi();
-        gic::unmask_irqs();
+        if late {
+            return false;
+        }
+        core::hint::spin_loop();
     }
 }
 

@@ -13,8 +13,8 @@ pub const UART_IPA: u64 = 0x0900_0000;
 
 static UART: SpinMutex<Option<Uart<'static>>> = SpinMutex::new(None);
 
-/// Takes the UART into use. Call once, after [`mmu::enable`].
-pub fn init() {
+/// Takes the UART into use. Called once, with the window mapped.
+pub(crate) fn init() {
     let registers: NonNull<PL011Registers> = mmu::device(UART_IPA);
     // SAFETY: the MMU maps the UART there as device memory, and only this static refers to it.
     let registers = unsafe { UniqueMmioPointer::new(registers) };

@@ -1,8 +1,6 @@
 //! The machine's real-time clock (PL031, Arm DDI 0224), which the hypervisor has given to this guest:
 //! registers and interrupt are the machine's own.
 
-use core::arch::asm;
-use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_rt::{gic, mmu, println, timer};
@@ -11,38 +9,32 @@ use guest_rt::{gic, mmu, println, timer};
 const REGISTERS: u64 = 0x0901_0000;
 const INTID: u32 = 34;
 
-const DATA: usize = 0x00;
-const MATCH: usize = 0x04;
-const MASK_SET_CLEAR: usize = 0x10;
-const RAW_STATUS: usize = 0x14;
-const MASKED_STATUS: usize = 0x18;
-const CLEAR: usize = 0x1c;
-const PERIPHERAL_ID_0: usize = 0xfe0;
+const DATA: u64 = 0x00;
+const MATCH: u64 = 0x04;
+const MASK_SET_CLEAR: u64 = 0x10;
+const RAW_STATUS: u64 = 0x14;
+const MASKED_STATUS: u64 = 0x18;
+const CLEAR: u64 = 0x1c;
+const PERIPHERAL_ID_0: u64 = 0xfe0;
 /// Part number of the PL031, low byte.
 const PART: u32 = 0x31;
 
 /// Alarms that the guest sets and waits for.
 const ALARMS: u64 = 2;
+/// Milliseconds that one may take: it is set to come in a second.
+const ALARM_MS: u64 = 10_000;
 /// Alarms that came.
 static SEEN: AtomicU64 = AtomicU64::new(0);
 /// Interrupts without an alarm.
 static SPURIOUS: AtomicU64 = AtomicU64::new(0);
 
-fn register(offset: usize) -> NonNull<u32> {
-    let registers: NonNull<u32> = mmu::device(REGISTERS);
-    registers.map_addr(|address| address.saturating_add(offset))
+fn read(offset: u64) -> u32 {
+    mmu::read_register(REGISTERS + offset)
 }
 
-fn read(offset: usize) -> u32 {
-    let value: u32;
-    // SAFETY: the MMU maps the registers there as device memory; reading them changes nothing.
-    unsafe { asm!("ldr {:w}, [{}]", out(reg) value, in(reg) register(offset).as_ptr()) }
-    value
-}
-
-fn write(offset: usize, value: u32) {
-    // SAFETY: the MMU maps the registers there as device memory; the clock does not touch memory.
-    unsafe { asm!("str {:w}, [{}]", in(reg) value, in(reg) register(offset).as_ptr()) }
+fn write(offset: u64, value: u32) {
+    // SAFETY: the clock does not touch memory.
+    unsafe { mmu::write_register(REGISTERS + offset, value) }
 }
 
 fn alarm(intid: u32) {
@@ -72,7 +64,9 @@ pub(crate) fn check() -> Result<(), &'static str> {
     for count in 1..=ALARMS {
         write(MATCH, read(DATA) + 1);
         write(MASK_SET_CLEAR, 1);
-        crate::wait_until(|| Ok(SEEN.load(Ordering::Acquire) >= count))?;
+        if !timer::poll(ALARM_MS, || SEEN.load(Ordering::Acquire) >= count) {
+            return Err("an alarm of the clock did not come in ten seconds");
+        }
         println!("vm: alarm {count} of the machine's clock");
     }
     if SPURIOUS.load(Ordering::Acquire) != 0 {
@@ -81,13 +75,17 @@ pub(crate) fn check() -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Leaves the interrupt active and its line high, for the hypervisor to clean up.
-pub(crate) fn leave_alarm_on() {
+/// Leaves the clock's line high, for the hypervisor to clean up.
+///
+/// # Errors
+///
+/// Says that there was no alarm.
+pub(crate) fn leave_alarm_on() -> Result<(), &'static str> {
     gic::mask_irqs();
     write(MATCH, read(DATA) + 1);
-    let deadline = timer::now() + timer::steps(5000);
-    while read(RAW_STATUS) == 0 && timer::now() < deadline {
-        core::hint::spin_loop();
+    if !timer::poll(ALARM_MS, || read(RAW_STATUS) != 0) {
+        return Err("the last alarm of the clock did not come");
     }
     println!("vm: alarm left on");
+    Ok(())
 }
