@@ -62,11 +62,12 @@ pub fn enter() -> ! {
     loop {
         irq::poll(|source| take_host_interrupt(source).1);
         monitor::work();
+        // Before the life cycle, which goes on with what these two stop.
+        watchdog::work();
         let more_work = lifecycle::work();
         audit::check_core();
         selftest::work();
         output::work();
-        watchdog::work();
         kick(vcpu::wake_due(timer::now_ns()));
         smc::scheduling_point();
         let pick = SCHEDULER.lock().pick(core, timer::now_ns());
