@@ -79,6 +79,7 @@ impl Console {
         if self.bottom_shown {
             let _ = self.write_str(ERASE_LINE);
             self.bottom_shown = false;
+            self.at_start = true;
         } else if self.raw_tail {
             let _ = self.write_str("\n");
         }

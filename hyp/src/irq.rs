@@ -103,7 +103,7 @@ static AFFINITY: [AtomicU64; MAX_CORES] = [const { AtomicU64::new(u64::MAX) }; M
 
 /// Kinds of [`Source`], in the order of [`Source::kind`].
 pub const KINDS: [&str; 7] =
-    ["kick", "hyp timer", "virtual timer", "physical timer", "maintenance", "shared", "other"];
+    ["kick", "hyp timer", "virt timer", "phys timer", "maintenance", "shared", "other"];
 
 /// How often each core took an interrupt of each kind.
 static TAKEN: [[AtomicU64; KINDS.len()]; MAX_CORES] =

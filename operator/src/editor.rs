@@ -3,7 +3,7 @@
 
 use arrayvec::ArrayString;
 
-/// Longest line in bytes; what is typed beyond it is refused with a bell.
+/// Longest line in bytes; what is typed beyond it is refused with a bell, and the line with it.
 pub const LINE_MAX: usize = 80;
 
 const CTRL_C: u8 = 0x03;
@@ -35,6 +35,9 @@ pub enum Step {
     Refused,
     /// The line is complete; it has been taken out of the editor.
     Done(ArrayString<LINE_MAX>),
+    /// The line is complete, but its end did not fit. It has been taken out of the editor: what there is
+    /// of it is not what was meant.
+    Cut(ArrayString<LINE_MAX>),
 }
 
 /// The line that is being typed.
@@ -42,6 +45,8 @@ pub enum Step {
 pub struct Editor {
     line: ArrayString<LINE_MAX>,
     sequence: Sequence,
+    /// Something did not fit after the last byte of the line.
+    cut: bool,
     /// The byte before was a carriage return: a line feed after it belongs to it.
     returned: bool,
 }
@@ -50,7 +55,12 @@ impl Editor {
     /// An empty line.
     #[must_use]
     pub const fn new() -> Self {
-        Self { line: ArrayString::new_const(), sequence: Sequence::None, returned: false }
+        Self {
+            line: ArrayString::new_const(),
+            sequence: Sequence::None,
+            cut: false,
+            returned: false,
+        }
     }
 
     /// What has been typed of the line.
@@ -79,10 +89,16 @@ impl Editor {
             b'\n' if after_return => Step::None,
             b'\r' | b'\n' => {
                 self.returned = byte == b'\r';
-                Step::Done(core::mem::take(&mut self.line))
+                let line = core::mem::take(&mut self.line);
+                if core::mem::take(&mut self.cut) { Step::Cut(line) } else { Step::Done(line) }
             }
-            BACKSPACE | DELETE => changed(self.line.pop().is_some()),
+            // Who edits the line has seen where it ends.
+            BACKSPACE | DELETE => {
+                self.cut = false;
+                changed(self.line.pop().is_some())
+            }
             CTRL_U | CTRL_C => {
+                self.cut = false;
                 self.line.clear();
                 Step::Changed
             }
@@ -90,7 +106,11 @@ impl Editor {
                 self.sequence = Sequence::Begun;
                 Step::None
             }
-            b' '..=b'~' => changed(self.line.try_push(char::from(byte)).is_ok()),
+            b' '..=b'~' => {
+                let fits = self.line.try_push(char::from(byte)).is_ok();
+                self.cut |= !fits;
+                changed(fits)
+            }
             _ => Step::None,
         }
     }
@@ -144,5 +164,23 @@ mod tests {
         assert_eq!(editor.put(DELETE), Step::Changed);
         assert_eq!(editor.put(b'y'), Step::Changed);
         assert_eq!(editor.line().len(), LINE_MAX);
+        assert!(matches!(editor.put(b'\r'), Step::Done(line) if line.ends_with("xy")));
+    }
+
+    #[test]
+    fn a_line_whose_end_did_not_fit_is_no_command() {
+        let mut editor = Editor::new();
+        let mut type_line = |last: &[u8]| {
+            for _ in 0..LINE_MAX {
+                editor.put(b'x');
+            }
+            last.iter().map(|byte| editor.put(*byte)).last()
+        };
+        assert!(matches!(type_line(b"y\r"), Some(Step::Cut(line)) if line.len() == LINE_MAX));
+        assert!(matches!(type_line(b"\r"), Some(Step::Done(_))));
+        assert!(matches!(type_line(b"y\x15help\r"), Some(Step::Done(line)) if &line == "help"));
+        assert!(
+            matches!(type_line(b"yy\x7f\r"), Some(Step::Done(line)) if line.len() == LINE_MAX - 1)
+        );
     }
 }

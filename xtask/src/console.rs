@@ -180,6 +180,12 @@ impl Transcript {
         self.ended.iter().find(|end| end.vm == vm).map(|end| end.state.as_str())
     }
 
+    /// What no VM printed, line by line.
+    pub(crate) fn own_lines(&self) -> Vec<&str> {
+        let lines = self.lines.iter().map(String::as_str);
+        lines.filter(|line| !matches!(Line::parse(line), Line::Guest { .. })).collect()
+    }
+
     /// What the VM printed, line by line.
     pub(crate) fn guest_lines<'a>(&'a self, vm: &'a str) -> impl Iterator<Item = &'a str> {
         self.lines.iter().filter_map(move |line| match Line::parse(line) {

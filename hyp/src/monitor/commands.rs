@@ -2,13 +2,16 @@
 
 use super::{attach, help, trace};
 use crate::arch::layout::MAX_CORES;
+use crate::arch::percpu::core_index;
 use crate::memory::ledger;
 use crate::run::SCHEDULER;
 use crate::vm::lifecycle::{self, Next};
 use crate::vm::stats::{Cause, Milliseconds};
 use crate::vm::{self, Vm, vcpu};
 use crate::{cores, irq, print, println};
+use core::fmt::{self, Write};
 use core::sync::atomic::Ordering;
+use log::LevelFilter;
 use mm::PAGE_SIZE;
 use mm::ledger::{GranuleState, Owner};
 use operator::{Command, VmAction};
@@ -30,7 +33,7 @@ pub(super) fn run(command: &Command<'_>) {
         Command::Trace(core) => show_trace(core),
         Command::Log(level) => {
             log::set_max_level(level);
-            println!("log level: {level}");
+            println!("log level: {}", LevelName(level));
         }
     }
 }
@@ -117,16 +120,24 @@ fn show(vm: &Vm) {
 }
 
 fn cpu() {
-    for index in 0..MAX_CORES {
-        if !cores::is_online(index) {
+    for index in online_cores() {
+        let running = SCHEDULER.lock().running(CoreId(index as u8));
+        if let Some((vm, id)) = running.and_then(owner_of) {
+            println!("core {index}: {} vcpu {id}", vm.name());
             continue;
         }
-        let running = SCHEDULER.lock().running(CoreId(index as u8));
-        match running.and_then(owner_of) {
-            Some((vm, id)) => println!("core {index}: {} vcpu {id}", vm.name()),
-            None => println!("core {index}: idle"),
+        // The core that carries out commands has no vCPU loaded meanwhile.
+        let now = if index == core_index() { "monitor" } else { "idle" };
+        match trace::last_of_core(index) {
+            Some(record) => println!("core {index}: {now}, after {}", record.whose()),
+            None => println!("core {index}: {now}"),
         }
     }
+}
+
+/// Indices of the cores that are up.
+fn online_cores() -> impl Iterator<Item = usize> {
+    (0..MAX_CORES).filter(|index| cores::is_online(*index))
 }
 
 /// Whose vCPU an entity is.
@@ -166,14 +177,39 @@ fn granules() {
 }
 
 fn interrupts() {
-    for index in (0..MAX_CORES).filter(|index| cores::is_online(*index)) {
-        print!("core {index}:");
-        let mut separator = "";
-        for (kind, count) in irq::KINDS.iter().zip(irq::taken(index)) {
-            print!("{separator} {kind} {count}");
-            separator = ",";
+    print!("{:<6}", "core");
+    for kind in irq::KINDS {
+        print!(" {kind:>8}");
+    }
+    println!();
+    let mut sums = [0; irq::KINDS.len()];
+    for index in online_cores() {
+        let counts = irq::taken(index);
+        println!("{}", InterruptRow(&index, &counts));
+        for (sum, count) in sums.iter_mut().zip(counts) {
+            *sum += count;
         }
-        println!();
+    }
+    println!("{}", InterruptRow(&"in all", &sums));
+}
+
+/// One line of interrupts taken, in the order of [`irq::KINDS`].
+struct InterruptRow<'a>(&'a dyn fmt::Display, &'a [u64]);
+
+impl fmt::Display for InterruptRow<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:<6}", self.0)?;
+        let mut columns = irq::KINDS.iter().zip(self.1);
+        columns.try_for_each(|(kind, count)| write!(f, " {count:>0$}", kind.len().max(8)))
+    }
+}
+
+/// A log level as one types it.
+struct LevelName(LevelFilter);
+
+impl fmt::Display for LevelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_str().chars().try_for_each(|letter| f.write_char(letter.to_ascii_lowercase()))
     }
 }
 
@@ -184,10 +220,7 @@ fn show_trace(core: Option<usize>) {
         println!("core {index} is not up");
         return;
     }
-    for index in 0..MAX_CORES {
-        if !cores::is_online(index) || core.is_some_and(|wanted| wanted != index) {
-            continue;
-        }
+    for index in online_cores().filter(|index| core.is_none_or(|wanted| wanted == *index)) {
         println!("core {index}:");
         for record in trace::of_core(index) {
             println!("  {record}");

@@ -13,7 +13,7 @@ use crate::run;
 use crate::sync::Lock;
 use crate::vm::{self, Vm};
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use operator::{Command, Editor, HELP, Key, Keys, Step};
+use operator::{Command, Editor, HELP, Key, Keys, LINE_MAX, Step};
 
 /// What the monitor's line begins with.
 const PROMPT: &str = "suzerain> ";
@@ -86,8 +86,7 @@ impl Keyboard {
             Step::Changed => self.prompt(),
             Step::Refused => console::ring_bell(),
             Step::Done(line) => {
-                console::set_bottom_line(format_args!("{PROMPT}{line}"));
-                console::end_bottom_line();
+                end_line(&line);
                 match Command::parse(&line) {
                     Ok(command) => commands::run(&command),
                     Err(error) => println!("{error}"),
@@ -96,8 +95,19 @@ impl Keyboard {
                     self.prompt();
                 }
             }
+            Step::Cut(line) => {
+                end_line(&line);
+                println!("not done: the line is longer than {LINE_MAX} characters");
+                self.prompt();
+            }
         }
     }
+}
+
+/// Makes the operator's line a part of the output.
+fn end_line(line: &str) {
+    console::set_bottom_line(format_args!("{PROMPT}{line}"));
+    console::end_bottom_line();
 }
 
 fn help() {

@@ -84,6 +84,12 @@ fn detail(exit: &Exit) -> u64 {
     }
 }
 
+/// The last exit of core `index`, if there was one.
+#[must_use]
+pub fn last_of_core(index: usize) -> Option<Record> {
+    of_core(index).last()
+}
+
 /// The exits that are remembered of core `index`, oldest first.
 pub fn of_core(index: usize) -> impl Iterator<Item = Record> {
     let ring = RINGS.get(index);
@@ -102,17 +108,35 @@ pub fn of_core(index: usize) -> impl Iterator<Item = Record> {
     })
 }
 
+/// Whose exit a record is of.
+#[derive(Clone, Copy, Debug)]
+pub struct Whose(Record);
+
+impl Record {
+    /// Whose exit it was, for reports.
+    #[must_use]
+    pub const fn whose(self) -> Whose {
+        Whose(self)
+    }
+}
+
+impl fmt::Display for Whose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = vm::all().get(usize::from(self.0.vm)).map_or("?", Vm::name);
+        write!(f, "{name} vcpu {}", self.0.vcpu)
+    }
+}
+
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let micros = crate::arch::timer::ticks_to_ns(self.time) / 1000;
-        let name = vm::all().get(usize::from(self.vm)).map_or("?", Vm::name);
         let cause = Cause::ALL.get(usize::from(self.cause)).map_or("?", |cause| cause.name());
         write!(
             f,
-            "{:>6}.{:06} {name} vcpu {} {cause:<6} {:#x}",
+            "{:>6}.{:06} {} {cause:<6} {:#x}",
             micros / 1_000_000,
             micros % 1_000_000,
-            self.vcpu,
+            self.whose(),
             self.detail
         )
     }

@@ -11,6 +11,7 @@ use super::{
 use crate::arch::timer;
 use crate::run::{self, SCHEDULER};
 use arrayvec::ArrayVec;
+use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
 use mm::Ipa;
 use sched::lifecycle::Phase;
@@ -38,6 +39,17 @@ pub enum Next {
     Run,
 }
 
+impl fmt::Display for Next {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::End => "over",
+            Self::Hold => "kept for a start",
+            Self::Build => "built anew",
+            Self::Run => "built and started anew",
+        })
+    }
+}
+
 /// Stops `vm`: no vCPU enters the guest again, and the cores take it apart when all have left. The
 /// first who stops it decides how it ended, if it has, and what is next: `false` for others, and for a
 /// VM that neither runs nor could.
@@ -47,6 +59,7 @@ fn stop_for(vm: &'static Vm, end: Option<End>, next: Next) -> bool {
     *record = Record { end, next };
     drop(record);
     run::kick(kicks);
+    log::debug!("vm {}: stopping, then {next}", vm.name());
     true
 }
 
@@ -127,6 +140,8 @@ pub fn destroy(vm: &'static Vm) -> bool {
     if held {
         record.next = Next::End;
         drop(record);
+        // Said now: the last one ends the machine.
+        log::info!("vm {}: not waited for any more", vm.name());
         retire();
     }
     held
@@ -222,7 +237,8 @@ fn end(vm: &'static Vm) {
     let record = vm.record.lock();
     match &record.end {
         Some(End::Refused(reason)) => log::error!("vm {}: refused: {reason}", vm.name()),
-        _ => log::info!("vm {}: destroyed", vm.name()),
+        Some(End::Stopped(reason)) => log::info!("vm {}: stopped: {reason}", vm.name()),
+        Some(End::Off) | None => log::info!("vm {}: off", vm.name()),
     }
     // An operator who starts it again sees all of this, or nothing.
     vm.life.end();

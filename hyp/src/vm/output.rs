@@ -5,7 +5,7 @@ use crate::arch::percpu::core_index;
 use crate::arch::timer;
 use crate::run::SCHEDULER;
 use crate::{console, cores, monitor, println};
-use core::fmt;
+use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use sched::State;
 use vmm_services::ConsoleSink;
@@ -107,17 +107,29 @@ fn is_idle(vm: &Vm) -> bool {
     states.all(|state| matches!(state, State::Blocked | State::Paused))
 }
 
-/// Bytes shown as UTF-8, with a replacement character for what is not.
+/// Bytes shown as UTF-8, with a replacement character for what is not, and for what terminals take as
+/// commands although it is (U+0080 to U+009F).
 struct Lossy<'a>(&'a [u8]);
 
 impl fmt::Display for Lossy<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for chunk in self.0.utf8_chunks() {
-            f.write_str(chunk.valid())?;
+            for text in chunk.valid().split_inclusive(is_terminal_control) {
+                let shown = text.strip_suffix(is_terminal_control);
+                f.write_str(shown.unwrap_or(text))?;
+                if shown.is_some() {
+                    f.write_char(char::REPLACEMENT_CHARACTER)?;
+                }
+            }
             if !chunk.invalid().is_empty() {
-                f.write_str("\u{fffd}")?;
+                f.write_char(char::REPLACEMENT_CHARACTER)?;
             }
         }
         Ok(())
     }
+}
+
+/// Whether terminals take a character as a command. Those of ASCII do not come here, but for tabs.
+fn is_terminal_control(character: char) -> bool {
+    character.is_control() && character != '\t'
 }

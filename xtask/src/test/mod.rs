@@ -2,6 +2,7 @@
 
 mod host;
 mod refused;
+mod sums;
 mod system;
 
 use std::time::Instant;

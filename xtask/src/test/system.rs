@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use super::sums;
 use crate::build::Images;
 use crate::keyboard::{Keystrokes, Share};
 use crate::process::write_atomically;
@@ -55,6 +56,9 @@ pub(super) struct Case {
     /// Texts none of which may be in a line.
     #[serde(default)]
     never: Vec<String>,
+    /// Texts of lines that give the sums of the tables above them.
+    #[serde(default)]
+    sums: Vec<String>,
     /// Guests that must have run in turns.
     #[serde(default)]
     interleaved: Vec<String>,
@@ -215,6 +219,8 @@ impl Case {
                 faults.push(format!("in {found} lines, wanted {wanted}: {text}"));
             }
         }
+        let own = transcript.own_lines();
+        faults.extend(self.sums.iter().filter_map(|text| sums::fault(&own, text)));
         let changes = transcript.changes_between(&self.interleaved);
         if !self.interleaved.is_empty() && changes < INTERLEAVED {
             faults.push(format!("the guests took turns {changes} times only"));
