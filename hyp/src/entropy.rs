@@ -3,6 +3,7 @@
 use crate::arch::{firmware, rndr};
 use core::fmt;
 use spin::Once;
+use vmm_services::fdt::Seeds;
 use vmm_services::{Entropy, EntropyError};
 
 /// Where random numbers come from.
@@ -70,4 +71,15 @@ impl Entropy for MachineEntropy {
             Some(Source::None) | None => Err(EntropyError::NoSource),
         }
     }
+}
+
+/// Seeds for a guest that starts. None if the machine has no source, or, which is logged, if it delivers
+/// nothing at the moment: a guest gets by without.
+#[must_use]
+pub fn seeds() -> Option<Seeds> {
+    let seeds = Seeds::draw(&MachineEntropy);
+    if let Err(error @ EntropyError::Exhausted) = seeds {
+        log::warn!("no seeds for a guest: {error}");
+    }
+    seeds.ok()
 }

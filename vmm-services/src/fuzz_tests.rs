@@ -86,7 +86,7 @@ fn check_plan(vm: &VmSpec<'_>, bundle: &Bundle<'_>, plan: &LoadPlan, fdt: &[u8])
 fn plan_all(bundle: &Bundle<'_>) {
     let mut fdt = vec![0; FDT_MAX];
     for vm in &bundle.vms {
-        match loader::plan(vm, bundle, &mut fdt) {
+        match loader::plan(vm, bundle, None, &mut fdt) {
             Ok(plan) => check_plan(vm, bundle, &plan, &fdt),
             Err(error) => assert!(!error.to_string().is_empty()),
         }

@@ -11,8 +11,10 @@ use anyhow::{Result, anyhow};
 use dtoolkit::ToPropertyValue;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use flate2::read::GzDecoder;
+use vmm_services::fdt::Seeds;
 use vmm_services::loader::{self, LoadError};
 use vmm_services::manifest::{Bundle, names};
+use vmm_services::{Entropy, EntropyError};
 
 use crate::scenario::{
     Channel, Device, Disk, ImageRef, ImageType, Kind, Net, PassthroughDevice, Refusal, Refused,
@@ -61,13 +63,27 @@ pub(crate) fn write(scenario: &Scenario) -> Result<Vec<u8>> {
     Ok(bundle)
 }
 
+/// Stands in for the machine's random numbers where only their room in a tree counts.
+struct AnyBytes;
+
+impl Entropy for AnyBytes {
+    fn has_source(&self) -> bool {
+        true
+    }
+
+    fn fill(&self, _: &mut [u8]) -> Result<(), EntropyError> {
+        Ok(())
+    }
+}
+
 /// Reads the bundle as the hypervisor will, and places each VM's images as it will.
 fn check(scenario: &Scenario, bundle: &[u8]) -> Result<()> {
     let parsed = Bundle::parse(bundle).map_err(|e| anyhow!("the hypervisor refuses it: {e}"))?;
     let mut fdt = vec![0; loader::FDT_MAX];
+    let seeds = Seeds::draw(&AnyBytes)?;
     let mut refusals = Vec::new();
     for (vm, spec) in scenario.vms.iter().zip(&parsed.vms) {
-        if let Err(error) = loader::plan(spec, &parsed, &mut fdt) {
+        if let Err(error) = loader::plan(spec, &parsed, Some(&seeds), &mut fdt) {
             let file = scenario.file.clone();
             let blamed = match (&error, &vm.overlay) {
                 (LoadError::Overlay(_), Some(overlay)) => overlay,

@@ -290,7 +290,7 @@ fn an_overlay_is_compiled_and_reaches_the_guests_tree() {
     let realm = &bundle.vms[0];
     let compiled = bundle.image(&realm.overlay.unwrap());
     let mut fdt = vec![0; loader::FDT_MAX];
-    loader::plan(realm, &bundle, &mut fdt).unwrap();
+    loader::plan(realm, &bundle, None, &mut fdt).unwrap();
     let label = Fdt::new(&fdt).unwrap().find("/rig").unwrap().property("label").unwrap();
     assert_eq!(label.str(), Some("bench"));
     let rim = |bytes: &[u8]| {

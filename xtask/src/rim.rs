@@ -140,7 +140,7 @@ impl Measurement {
             bail!("SHA-384 needs an RMM that speaks RMI 2.0 (--rmi-2)");
         }
         let mut fdt = vec![0; FDT_MAX];
-        let load = loader::plan(vm, bundle, &mut fdt)?;
+        let load = loader::plan(vm, bundle, None, &mut fdt)?;
         let plan = RealmPlan::new(vm, &load, ANY_VMID)?;
         let rim = plan.as_build_plan().rim(!rmi_2, |segment, page, buffer| {
             let ipa = plan.page_address(segment, page).context("a page outside of its segment")?;

@@ -10,7 +10,7 @@ use super::{Reason, Space, Vm, channel, disks, lifecycle, net, passthrough, watc
 use crate::arch::smc::Smc;
 use crate::arch::sysreg::{read_sysreg, write_sysreg};
 use crate::arch::{cpu, timer, tlb, vgic_hw};
-use crate::entropy::MachineEntropy;
+use crate::entropy::{self, MachineEntropy};
 use crate::irq;
 use crate::run::{self, SCHEDULER};
 use crate::sync::Lock;
@@ -195,7 +195,9 @@ fn with_image<R>(
 ) -> Result<R, Reason> {
     let (spec, bundle) = source(vm)?;
     let mut fdt = FDT.lock();
-    let plan = loader::plan(spec, bundle, &mut fdt.0)
+    // Drawn anew for each start: a normal VM's image is worked out once for each.
+    let seeds = if spec.realm().is_none() { entropy::seeds() } else { None };
+    let plan = loader::plan(spec, bundle, seeds.as_ref(), &mut fdt.0)
         .map_err(|error| Reason::new(format_args!("{error}")))?;
     work(&Image { spec, bundle, plan: &plan, fdt: &fdt })
 }

@@ -1,6 +1,6 @@
 //! The device tree that a guest finds in x0.
 
-use super::{FdtWriter, Overlay, WriteError};
+use super::{FdtWriter, Overlay, Seeds, WriteError};
 use crate::channel::{self, Endpoint};
 use crate::ids::VcpuId;
 use crate::layout;
@@ -35,6 +35,8 @@ pub struct GuestTree<'a> {
     pub psci_by_smc: bool,
     /// Kernel command line.
     pub cmdline: &'a str,
+    /// Random numbers for its start. None for a realm.
+    pub seeds: Option<&'a Seeds>,
     /// Start and end address of the initial RAM disk.
     pub initrd: Option<(u64, u64)>,
     /// Where the PL011 is, if there is one.
@@ -61,8 +63,8 @@ fn private(intid: u32) -> [u32; 3] {
 
 /// Writes the tree into `buffer`; returns its size in bytes.
 ///
-/// The same input gives the same bytes: a realm's measurement covers them. For the same reason
-/// there is no `kaslr-seed` and no `rng-seed`, which would have to be secret as well.
+/// The same input gives the same bytes. A realm's measurement covers them, so its tree has no seeds: they
+/// would change the measurement with each start, and what the host has chosen is no secret of the realm's.
 ///
 /// # Errors
 /// [`WriteError`] when the buffer is too small, the command line contains a NUL, or the overlay does not
@@ -128,6 +130,10 @@ fn chosen(w: &mut FdtWriter<'_>, tree: &GuestTree<'_>) {
     if let Some((start, end)) = tree.initrd {
         w.property_u64("linux,initrd-start", start);
         w.property_u64("linux,initrd-end", end);
+    }
+    if let Some(seeds) = tree.seeds {
+        w.property("kaslr-seed", &seeds.kaslr);
+        w.property("rng-seed", &seeds.rng);
     }
     w.end_node();
 }

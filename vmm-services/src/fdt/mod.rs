@@ -9,11 +9,13 @@
 mod guest;
 mod overlay;
 mod reader;
+mod seeds;
 mod writer;
 
 pub use guest::{GuestTree, generate};
 pub use overlay::{Excerpt, MAX_DEPTH, MAX_FRAGMENTS, Overlay, OverlayError, OverlayFault};
 pub use reader::{Fdt, FdtError, Node, Property, total_size};
+pub use seeds::Seeds;
 pub use writer::{FdtWriter, WriteError};
 
 const MAGIC: u32 = 0xd00d_feed;

@@ -1,4 +1,5 @@
-use super::{Fdt, FdtError, FdtWriter, GuestTree, Node, WriteError, generate};
+use super::{Fdt, FdtError, FdtWriter, GuestTree, Node, Seeds, WriteError, generate};
+use crate::EntropyError;
 use crate::channel::{End, Endpoint, Window};
 use crate::manifest::Placement;
 use dtoolkit::Node as _;
@@ -32,6 +33,7 @@ pub(super) fn example() -> GuestTree<'static> {
         memory: 256 << 20,
         psci_by_smc: false,
         cmdline: "console=ttyAMA0",
+        seeds: None,
         initrd: Some((0x4300_0000, 0x4310_0000)),
         uart: UART,
         watchdog: true,
@@ -97,6 +99,30 @@ fn guest_tree_is_the_same_every_time_and_full_buffers_are_an_error() {
     }
     let bad = GuestTree { cmdline: "a\0b", ..example() };
     assert_eq!(generate(&bad, &mut [0; 0x4000]), Err(WriteError::EmbeddedNul));
+}
+
+#[test]
+fn seeds_are_in_the_tree_and_differ_each_time() {
+    let entropy = crate::testing::Counting::default();
+    let seeds = [Seeds::draw(&entropy).unwrap(), Seeds::draw(&entropy).unwrap()];
+    let found = seeds.each_ref().map(|seeds| {
+        let bytes = guest(&GuestTree { seeds: Some(seeds), ..example() });
+        let tree = Fdt::new(&bytes).unwrap();
+        let chosen = tree.find("/chosen").unwrap();
+        let value = |name| chosen.property(name).unwrap().value.to_vec();
+        [value("kaslr-seed"), value("rng-seed")]
+    });
+    // The source counts from 1 and leaves a byte out behind each request.
+    let bytes = |first: u8, count: u8| (first..first + count).collect::<Vec<_>>();
+    assert_eq!(found[0], [bytes(1, 8), bytes(10, 64)]);
+    assert_eq!(found[1], [bytes(75, 8), bytes(84, 64)]);
+    // Nobody prints them by mistake.
+    assert_eq!(format!("{:?}", seeds[0]), "Seeds { .. }");
+    // Without a source, or when it runs dry half-way, there are none.
+    let none = crate::testing::Counting { has_source: false, ..Default::default() };
+    assert_eq!(Seeds::draw(&none), Err(EntropyError::NoSource));
+    entropy.left.set(71);
+    assert_eq!(Seeds::draw(&entropy), Err(EntropyError::Exhausted));
 }
 
 /// An independent parser, stricter than ours, accepts the tree and sees the same nodes.

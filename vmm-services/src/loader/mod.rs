@@ -15,7 +15,7 @@
 mod elf;
 mod image;
 
-use crate::fdt::{self, GuestTree, Overlay, OverlayError, WriteError};
+use crate::fdt::{self, GuestTree, Overlay, OverlayError, Seeds, WriteError};
 use crate::layout;
 use crate::manifest::{Bundle, KernelFormat, VmKind, VmSpec};
 use arrayvec::ArrayVec;
@@ -214,13 +214,15 @@ impl Placer {
 }
 
 /// Places the images of `vm` and writes its device tree to `fdt_buffer`, of which it uses at most
-/// [`FDT_MAX`] bytes.
+/// [`FDT_MAX`] bytes. The tree has the `seeds`, unless it is that of a realm, which depends on the
+/// description and the images alone.
 ///
 /// # Errors
 /// [`LoadError`] when an image is malformed or something does not fit.
 pub fn plan(
     vm: &VmSpec<'_>,
     bundle: &Bundle<'_>,
+    seeds: Option<&Seeds>,
     fdt_buffer: &mut [u8],
 ) -> Result<LoadPlan, LoadError> {
     let placer = Placer { ram_end: layout::RAM.get().saturating_add(vm.memory) };
@@ -257,6 +259,7 @@ pub fn plan(
         memory: vm.memory,
         psci_by_smc: matches!(vm.kind, VmKind::Realm(_)),
         cmdline: vm.cmdline,
+        seeds: seeds.filter(|_| vm.realm().is_none()),
         initrd,
         uart: vm.devices.uart,
         watchdog: vm.watchdog_ms.is_some(),

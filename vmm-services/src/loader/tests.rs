@@ -1,7 +1,7 @@
 use super::{FDT_MAX, LoadError, LoadPlan, Source, plan};
-use crate::fdt::Fdt;
+use crate::fdt::{Fdt, Seeds};
 use crate::manifest::{Bundle, names};
-use crate::testing::{Vm, bundle, cell, elf, image, text, wide};
+use crate::testing::{Counting, Vm, bundle, cell, elf, image, text, wide};
 use mm::Ipa;
 use proptest::prelude::*;
 use std::vec;
@@ -17,7 +17,7 @@ fn load(vm: Vm) -> Loaded {
     let bytes = bundle(&[vm]);
     let mut fdt = vec![0xee; FDT_MAX];
     let parsed = Bundle::parse(&bytes).unwrap();
-    let plan = plan(&parsed.vms[0], &parsed, &mut fdt);
+    let plan = plan(&parsed.vms[0], &parsed, None, &mut fdt);
     Loaded { bytes: bytes.clone(), fdt, plan }
 }
 
@@ -38,6 +38,27 @@ fn with_kernel(kernel: Vec<u8>, kind: &'static str) -> Vm {
     vm.kernel = kernel;
     vm.kernel_type = Some(kind);
     vm
+}
+
+#[test]
+fn seeds_are_for_vms_and_not_for_realms() {
+    let seeds = Seeds::draw(&Counting::default()).unwrap();
+    for (vm, has_seeds) in [(Vm::ordinary("a"), true), (Vm::realm("a"), false)] {
+        let bytes = bundle(&[vm]);
+        let parsed = Bundle::parse(&bytes).unwrap();
+        let trees = [None, Some(&seeds)].map(|seeds| {
+            let mut fdt = vec![0; FDT_MAX];
+            plan(&parsed.vms[0], &parsed, seeds, &mut fdt).unwrap();
+            fdt
+        });
+        let has = |tree: &[u8]| {
+            let tree = Fdt::new(tree).unwrap();
+            let chosen = tree.find("/chosen").unwrap();
+            ["kaslr-seed", "rng-seed"].map(|name| chosen.property(name).is_some())
+        };
+        assert_eq!([has(&trees[0]), has(&trees[1])], [[false; 2], [has_seeds; 2]]);
+        assert_eq!(trees[0] == trees[1], !has_seeds);
+    }
 }
 
 #[test]

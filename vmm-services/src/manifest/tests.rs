@@ -274,7 +274,7 @@ proptest! {
             if let Ok(bundle) = Bundle::parse(&bytes) {
                 for vm in &bundle.vms {
                     let mut fdt = vec![0; crate::loader::FDT_MAX];
-                    let _ = crate::loader::plan(vm, &bundle, &mut fdt);
+                    let _ = crate::loader::plan(vm, &bundle, None, &mut fdt);
                 }
             }
         }

@@ -1,8 +1,8 @@
 //! Test guest that does, round after round, what the instruction counter is to count.
 //!
 //! With one vCPU: calls, device accesses and timer interrupts. With two: interrupts from one to the
-//! other. Words of the command line: `rounds=N`, and `one-core` if all vCPUs share a core, so that none
-//! should spin while it waits for another.
+//! other. Words of the command line: `rounds=N`; `one-core` if all vCPUs share a core, so that none should
+//! spin while it waits for another; `touch` if it is first touches of RAM that are to be counted.
 #![no_std]
 #![no_main]
 
