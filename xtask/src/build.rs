@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::elf::{Flat, flatten_file, is_arm64_image};
-use crate::firmware::{self, Rmm};
+use crate::firmware::{self, Interface, Rmm};
 use crate::process::{step, write_atomically};
 use crate::project::Project;
 use crate::toolchain::{self, TARGET};
@@ -27,8 +27,10 @@ pub(crate) struct Images {
     pub(crate) hypervisor_elf: PathBuf,
     /// Bytes of memory that the hypervisor occupies, `.bss` and stacks included.
     pub(crate) hypervisor_memory: u64,
-    /// Flash with EL3 firmware and the reference RMM.
+    /// Flash with EL3 firmware and the reference RMM, which speaks RMI 1.0.
     pub(crate) flash: PathBuf,
+    /// The same with EL3 firmware for which the reference RMM speaks RMI 2.0.
+    pub(crate) flash_rmi_2: PathBuf,
     /// Flash with EL3 firmware and no RMM that works.
     pub(crate) flash_without_rmm: PathBuf,
     /// Flash with EL3 firmware and its test payload, which speaks RMI 0.0.
@@ -63,7 +65,8 @@ pub(crate) fn run(project: &Project) -> Result<Images> {
         hypervisor: image(project, HYPERVISOR.1),
         hypervisor_elf: hypervisor.0,
         hypervisor_memory: hypervisor.1,
-        flash: firmware::flash(project, Rmm::Image(&rmm_image))?,
+        flash: firmware::flash(project, Rmm::Image(&rmm_image, Interface::V0_4))?,
+        flash_rmi_2: firmware::flash(project, Rmm::Image(&rmm_image, Interface::V2_0))?,
         flash_without_rmm: firmware::flash(project, Rmm::Failing)?,
         flash_unknown_rmm: firmware::flash(project, Rmm::TestPayload)?,
     };

@@ -103,6 +103,9 @@ struct RunArgs {
     /// Flash image with EL3 firmware and RMM to use instead of the built one
     #[arg(long, value_name = "FLASH")]
     firmware: Option<PathBuf>,
+    /// The reference RMM speaks RMI 2.0 instead of 1.0
+    #[arg(long, conflicts_with_all = ["firmware", "no_rme"])]
+    rmi_2: bool,
     /// Plain machine without EL3 firmware and RME: normal VMs only
     #[arg(long, conflicts_with = "firmware")]
     no_rme: bool,
@@ -185,6 +188,7 @@ fn run(project: &Project, args: &RunArgs) -> Result<bool> {
     let boot = match &args.firmware {
         _ if args.no_rme => Boot::direct(),
         Some(flash) => Boot::Flash(flash.clone()),
+        None if args.rmi_2 => Boot::Flash(images.flash_rmi_2.clone()),
         None => Boot::Flash(images.flash.clone()),
     };
     let log = args.log.clone();

@@ -136,7 +136,7 @@ fn contents(seed: u8) -> [u8; 4096] {
 
 /// The ABIs and drafts that the driver is tried against.
 #[must_use]
-pub fn abis() -> [Abi; 5] {
+pub fn abis() -> [Abi; 6] {
     [
         Abi::V1_0,
         Abi::V2_0(Rmi2::V0_9),
@@ -144,6 +144,7 @@ pub fn abis() -> [Abi; 5] {
         // What later drafts may do, each a step further.
         Abi::V2_0(Rmi2 { whole_ranges: true, yields: true, ..Rmi2::HEAD }),
         Abi::V2_0(Rmi2 { psci_target: false, ..Rmi2::HEAD }),
+        Abi::V2_0(Rmi2::EVERYTHING),
     ]
 }
 

@@ -17,9 +17,10 @@ fn each_form(test: impl Fn(World<'_>, Donation)) {
             contiguous: bits & 1 != 0,
             undelegated: bits & 2 != 0,
             cancellable: bits & 4 != 0,
+            ..Donation::PAGES
         };
         println!("{donation:?}");
-        let abi = Abi::V2_0(Rmi2 { donation, ..Rmi2::HEAD });
+        let abi = Abi::V2_0(Rmi2 { donations: [donation; 2], ..Rmi2::HEAD });
         with_world_of(1 << 20, abi, |world| test(world, donation));
     }
 }
@@ -97,7 +98,7 @@ fn an_operation_that_memory_runs_out_for_gives_everything_back() {
 #[test]
 fn a_refused_step_of_a_cancellation_is_survived() {
     let donation = Donation { cancellable: true, ..Donation::PAGES };
-    with_world_of(8 << 20, Abi::V2_0(Rmi2 { donation, ..Rmi2::HEAD }), |world| {
+    with_world_of(8 << 20, Abi::V2_0(Rmi2 { donations: [donation; 2], ..Rmi2::HEAD }), |world| {
         let rmm = negotiate(&world, 0);
         let mut realm = Realm::create(&rmm, OWNER, &RealmConfig::new(33)).expect("created");
         // So little that some of the donation is there, in pieces, when memory runs out.

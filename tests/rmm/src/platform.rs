@@ -162,8 +162,8 @@ pub trait Platform: Sync {
     /// Runs the REC until something needs R-EL2.
     ///
     /// Loads `context` and the regime, sets the traps, enters EL1/EL0, and stores all of `context`
-    /// back. The list registers and `ich_hcr` of `context.gic` have been checked and completed by
-    /// the core (`En` is set); `ich_misr` and the ISTATUS bits of the timers are stored as read at the
+    /// back. The list registers and `ich_hcr` of `context.gic` have been checked by the core, and with
+    /// RMI 1.0 completed (`En` is set); `ich_misr` and the ISTATUS bits of the timers are stored as read at the
     /// exit. A pending physical interrupt makes it return [`RawExit::Irq`], at the latest after
     /// one instruction of the REC. Non-secure EL1 state that EL3 does not switch is the
     /// platform's to preserve.

@@ -84,6 +84,8 @@ pub(crate) struct Rec {
     pub(crate) last_exit: LastExit,
     pub(crate) context: RecContext,
     aux: [u64; MAX_REC_AUX],
+    /// 1 if the auxiliary granules were donated undelegated (2.0).
+    aux_undelegated: u64,
 }
 
 const _: () = assert!(size_of::<Rec>() <= 2048, "the platform owns the second half");
@@ -108,6 +110,7 @@ pub(crate) struct RecParams {
     gprs: [u64; 8],
     num_aux: usize,
     aux: [Pa; MAX_REC_AUX],
+    aux_undelegated: bool,
 }
 
 /// Fields of RmiRecParams as (offset, length); everything else must be zero.
@@ -118,12 +121,13 @@ const REC_PARAMS_FIELDS: [(usize, usize); 6] =
 const REC_PARAMS_FIELDS_V2: [(usize, usize); 4] = [(0x000, 8), (0x100, 8), (0x200, 8), (0x300, 64)];
 
 impl RecParams {
-    /// Decodes the parameters of RMI 2.0.
-    pub(crate) fn parse_stateful(page: &Page) -> Result<Self, Refusal> {
+    /// Decodes the parameters of RMI 2.0, for a REC whose auxiliary granules were donated in this
+    /// state.
+    pub(crate) fn parse_stateful(page: &Page, aux_undelegated: bool) -> Result<Self, Refusal> {
         if !page.is_zero_outside(&REC_PARAMS_FIELDS_V2) {
             return Err(Refusal::INPUT);
         }
-        Self::parse(page)
+        Ok(Self { aux_undelegated, ..Self::parse(page)? })
     }
 
     fn parse(page: &Page) -> Result<Self, Refusal> {
@@ -142,6 +146,7 @@ impl RecParams {
             gprs: core::array::from_fn(|i| page.field::<8>(0x300 + 8 * i)),
             num_aux,
             aux: core::array::from_fn(|i| Pa(page.field::<8>(0x808 + 8 * i))),
+            aux_undelegated: false,
         })
     }
 
@@ -181,6 +186,7 @@ impl<P: Platform> Monitor<P> {
             last_exit: LastExit::default(),
             context: RecContext::default(),
             aux: [0; MAX_REC_AUX],
+            aux_undelegated: 0,
         };
         self.platform.read_realm(pa, rec.as_mut_bytes());
         rec
@@ -261,6 +267,7 @@ impl<P: Platform> Monitor<P> {
             runnable: params.flags & RUNNABLE,
             context: params.context(),
             aux: aux.map(|pa| pa.0),
+            aux_undelegated: params.aux_undelegated.into(),
             ..self.load_rec(rec_pa)
         };
         if rec.runnable != 0 {
@@ -280,19 +287,19 @@ impl<P: Platform> Monitor<P> {
 
     /// REC_DESTROY.
     pub(crate) fn rec_destroy(&self, rec_pa: Pa) -> Result<Reply, Refusal> {
-        let aux = self.take_rec_apart(rec_pa, GranuleState::Partial)?;
+        let (aux, _) = self.take_rec_apart(rec_pa, GranuleState::Partial)?;
         self.return_aux(&aux, true);
         self.release(&self.lock_own(rec_pa, GranuleState::Partial));
         Ok(Reply::SUCCESS)
     }
 
     /// Ends a REC: its granule changes to `state`, and its auxiliary granules are the caller's to
-    /// give back.
+    /// give back, undelegated if that is true.
     pub(crate) fn take_rec_apart(
         &self,
         rec_pa: Pa,
         state: GranuleState,
-    ) -> Result<[Pa; MAX_REC_AUX], Refusal> {
+    ) -> Result<([Pa; MAX_REC_AUX], bool), Refusal> {
         let rd_pa = {
             let granule = self.lock(rec_pa, GranuleState::Rec)?;
             if granule.is_claimed() {
@@ -311,7 +318,7 @@ impl<P: Platform> Monitor<P> {
         self.note_rec(&rd_granule, rec.index, Pa(0));
         rd_granule.put(1);
         granule.set_state(state);
-        Ok(rec.aux.map(Pa))
+        Ok((rec.aux.map(Pa), rec.aux_undelegated != 0))
     }
 }
 

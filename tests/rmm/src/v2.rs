@@ -12,6 +12,8 @@ mod range;
 mod rec;
 mod unmap;
 
+use crate::rec::MAX_REC_AUX;
+
 pub use operation::MAX_CONTEXTS;
 pub(crate) use operation::OperationPool;
 
@@ -49,8 +51,8 @@ pub struct Rmi2 {
     /// RTT_DATA_MAP and the unmap commands without a list answer INCOMPLETE once before they
     /// tell their result, as if an interrupt had been pending.
     pub yields: bool,
-    /// How REC_CREATE wants its auxiliary granules.
-    pub donation: Donation,
+    /// How REC_CREATE wants its auxiliary granules: one operation after the other in turns.
+    pub donations: [Donation; 2],
     /// Contexts for stateful operations, at most [`MAX_CONTEXTS`].
     pub contexts: usize,
 }
@@ -58,7 +60,9 @@ pub struct Rmi2 {
 /// How an operation wants the memory that it asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Donation {
-    /// In one piece, aligned to its size.
+    /// At most so many granules by one request; never 0.
+    pub most: u64,
+    /// What a request asks for in one piece, aligned to its size.
     pub contiguous: bool,
     /// Undelegated: the monitor delegates it, and gives it back undelegated.
     pub undelegated: bool,
@@ -67,8 +71,18 @@ pub struct Donation {
 }
 
 impl Donation {
-    /// Delegated pages anywhere, and no way back, as in both implementations.
-    pub const PAGES: Self = Self { contiguous: false, undelegated: false, cancellable: false };
+    /// All at once, delegated pages anywhere, and no way back, as in both implementations.
+    pub const PAGES: Self = Self {
+        most: MAX_REC_AUX as u64,
+        contiguous: false,
+        undelegated: false,
+        cancellable: false,
+    };
+
+    /// How many granules are asked for when so many are missing.
+    pub(crate) fn request(&self, missing: u64) -> u64 {
+        missing.min(self.most)
+    }
 }
 
 impl Rmi2 {
@@ -78,11 +92,22 @@ impl Rmi2 {
         psci_target: true,
         whole_ranges: false,
         yields: false,
-        donation: Donation::PAGES,
+        donations: [Donation::PAGES; 2],
         contexts: MAX_CONTEXTS,
     };
     /// Like TF-RMM main of July 2026.
     pub const HEAD: Self = Self { draft: Draft::Head, ..Self::V0_9 };
+    /// [`Self::HEAD`] with all that the interface allows and neither implementation does: whole
+    /// ranges, operations that yield, donations in pieces, contiguous or undelegated.
+    pub const EVERYTHING: Self = Self {
+        whole_ranges: true,
+        yields: true,
+        donations: [
+            Donation { contiguous: true, undelegated: true, cancellable: true, ..Donation::PAGES },
+            Donation { most: 6, cancellable: true, ..Donation::PAGES },
+        ],
+        ..Self::HEAD
+    };
 }
 
 /// Function identifiers that RMI 2.0 has and 1.0 has not.

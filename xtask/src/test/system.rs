@@ -71,8 +71,11 @@ pub(super) struct Case {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum BootKind {
-    /// EL3 firmware with the reference RMM.
+    /// EL3 firmware with the reference RMM, RMI 1.0.
     Rmm,
+    /// The same, RMI 2.0.
+    #[serde(rename = "rmm-rmi-2")]
+    RmmRmi2,
     /// EL3 firmware whose RMM did not start.
     NoRmm,
     /// EL3 firmware with an RMM that speaks RMI 0.0.
@@ -140,6 +143,7 @@ impl Case {
         let options = Options {
             boot: match self.boot {
                 BootKind::Rmm => Boot::Flash(images.flash.clone()),
+                BootKind::RmmRmi2 => Boot::Flash(images.flash_rmi_2.clone()),
                 BootKind::NoRmm => Boot::Flash(images.flash_without_rmm.clone()),
                 BootKind::UnknownRmm => Boot::Flash(images.flash_unknown_rmm.clone()),
                 BootKind::Direct => self.core.clone().map_or_else(Boot::direct, Boot::Direct),
@@ -170,8 +174,8 @@ impl Case {
         if self.measured.is_empty() {
             return Ok(faults);
         }
-        // The reference RMM speaks RMI 1.0.
-        let computed = Measurements::of_bundle(bundle, None, false)?;
+        let rmi_2 = matches!(self.boot, BootKind::RmmRmi2);
+        let computed = Measurements::of_bundle(bundle, None, rmi_2)?;
         for realm in &self.measured {
             let rim = computed.realm(realm).map(Measurement::rim_hex);
             let rim = rim.with_context(|| format!("there is no realm {realm}"))?;

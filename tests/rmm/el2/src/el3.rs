@@ -1,4 +1,4 @@
-//! RMM-EL3 communication interface 0.4: what this image asks of EL3 and how calls of the host arrive.
+//! RMM-EL3 communication interface, 0.x and 2.x: what this image asks of EL3 and how calls of the host arrive.
 
 use core::arch::asm;
 
@@ -42,13 +42,14 @@ pub(crate) fn boot_complete(result: Result<(), BootError>) -> Request {
         Ok(()) => 0,
         Err(error) => error as i64,
     };
-    request(smc([BOOT_COMPLETE, code.cast_unsigned(), 0, 0, 0, 0]))
+    request(smc([BOOT_COMPLETE, code.cast_unsigned(), 0, 0, 0, 0, 0, 0, 0]))
 }
 
-/// Answers the host's call and waits for the next one. The interface carries x0 to x4.
+/// Answers the host's call and waits for the next one. Interface 2.x carries all results to the
+/// host, 0.x x0 to x4.
 pub(crate) fn request_complete(results: [u64; 8]) -> Request {
-    let [x0, x1, x2, x3, x4, ..] = results;
-    request(smc([RMI_REQ_COMPLETE, x0, x1, x2, x3, x4]))
+    let [x0, x1, x2, x3, x4, x5, x6, x7] = results;
+    request(smc([RMI_REQ_COMPLETE, x0, x1, x2, x3, x4, x5, x6, x7]))
 }
 
 /// Moves the granule at `pa` from the Non-secure to the Realm physical address space.
@@ -56,7 +57,7 @@ pub(crate) fn request_complete(results: [u64; 8]) -> Request {
 /// # Errors
 /// The error code of EL3, negative.
 pub(crate) fn delegate(pa: u64) -> Result<(), i64> {
-    status(smc([GTSI_DELEGATE, pa, 0, 0, 0, 0]))
+    status(smc([GTSI_DELEGATE, pa, 0, 0, 0, 0, 0, 0, 0]))
 }
 
 /// Moves the granule at `pa` from the Realm to the Non-secure physical address space.
@@ -64,7 +65,7 @@ pub(crate) fn delegate(pa: u64) -> Result<(), i64> {
 /// # Errors
 /// The error code of EL3, negative.
 pub(crate) fn undelegate(pa: u64) -> Result<(), i64> {
-    status(smc([GTSI_UNDELEGATE, pa, 0, 0, 0, 0]))
+    status(smc([GTSI_UNDELEGATE, pa, 0, 0, 0, 0, 0, 0, 0]))
 }
 
 fn request([function, args @ ..]: [u64; 8]) -> Request {
@@ -78,9 +79,8 @@ fn status(results: [u64; 8]) -> Result<(), i64> {
     }
 }
 
-fn smc(args: [u64; 6]) -> [u64; 8] {
-    let mut x = [0; 8];
-    x[..6].copy_from_slice(&args);
+fn smc(args: [u64; 9]) -> [u64; 8] {
+    let [mut x @ .., x8] = args;
     // SAFETY: EL3 keeps x18 to x30, the stack pointer and all of the Realm world's EL2 state across
     // the call. It writes no memory of this image, except that a GTSI call moves a granule
     // that the caller holds no reference into.
@@ -89,7 +89,7 @@ fn smc(args: [u64; 6]) -> [u64; 8] {
             "smc #0",
             inout("x0") x[0], inout("x1") x[1], inout("x2") x[2], inout("x3") x[3],
             inout("x4") x[4], inout("x5") x[5], inout("x6") x[6], inout("x7") x[7],
-            out("x8") _, out("x9") _, out("x10") _, out("x11") _, out("x12") _, out("x13") _,
+            inout("x8") x8 => _, out("x9") _, out("x10") _, out("x11") _, out("x12") _, out("x13") _,
             out("x14") _, out("x15") _, out("x16") _, out("x17") _,
             options(nostack),
         );

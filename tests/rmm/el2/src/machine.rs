@@ -3,7 +3,7 @@
 use core::arch::asm;
 
 use rmm::platform::{GptRefused, GranuleFault, MachineFeatures, Stage2Regime, SysRegIss, Traps};
-use rmm::{GranuleSlot, Ipa, Pa, Platform, RawExit, RecContext};
+use rmm::{GicState, GranuleSlot, Ipa, Pa, Platform, RawExit, RecContext};
 
 use crate::sysreg::{self, read, write};
 use crate::vector_state::{self, Private};
@@ -204,6 +204,14 @@ impl Platform for Machine {
         sysreg::load_el1(&host_el1);
         isb();
         exit
+    }
+
+    fn host_cpu_interface(&self) -> GicState {
+        vgic::read()
+    }
+
+    fn set_host_cpu_interface(&self, state: &GicState) {
+        vgic::load(state);
     }
 
     fn id_register(&self, register: SysRegIss) -> u64 {

@@ -4,8 +4,11 @@
 //! the host at a time. All of the interface to the host and to realms is in the core, the crate
 //! `rmm`; this image gives it memory, a console and the CPU.
 //!
-//! It follows the RMM-EL3 interface 0.3 and later 0.x versions, as TF-A 2.12 speaks it, and is
-//! laid out for TF-A's QEMU port (`rmm.ld`, `tables.S`). Interrupts stay masked in it. It never
+//! EL3 decides which version of RMI the image speaks: 1.0 with RMM-EL3 interface 0.3 and later 0.x
+//! versions, as TF-A 2.12 has it, and 2.0 with interface 2.x, with which the virtual CPU interface
+//! is not switched between the worlds. A host can be served in one way only.
+//!
+//! The image is laid out for TF-A's QEMU port (`rmm.ld`, `tables.S`). Interrupts stay masked in it. It never
 //! touches vector registers except to switch them, so it must be built for a target without them.
 #![no_std]
 #![no_main]
@@ -23,7 +26,7 @@ use core::arch::global_asm;
 use core::mem::offset_of;
 use core::panic::PanicInfo;
 
-use rmm::{Monitor, Pa, RamRange, RecContext};
+use rmm::{Abi, Monitor, Pa, RamRange, RecContext, Rmi2};
 use spin::Once;
 
 use el3::BootError;
@@ -94,9 +97,11 @@ extern "C" fn rmm_warm_boot() -> ! {
 
 fn start(cpu: u64, version: u64, cpus: u64, shared: u64) -> Result<(), BootError> {
     const OLDEST_MINOR: u64 = 3;
-    if version >> 16 != 0 || version & 0xffff < OLDEST_MINOR {
-        return Err(BootError::Version);
-    }
+    let abi = match (version >> 16, version & 0xffff) {
+        (0, OLDEST_MINOR..) => Abi::V1_0,
+        (2, _) => Abi::V2_0(Rmi2::EVERYTHING),
+        _ => return Err(BootError::Version),
+    };
     if cpus > MAX_CPUS as u64 {
         return Err(BootError::CpusOutOfRange);
     }
@@ -117,10 +122,11 @@ fn start(cpu: u64, version: u64, cpus: u64, shared: u64) -> Result<(), BootError
 
     let (ranges, count) = usable_ram(&manifest)?;
     let ram = ranges.get(..count).ok_or(BootError::Unknown)?;
-    let monitor = Monitor::new(Machine, ram).map_err(|_| BootError::ManifestData)?;
+    let monitor = Monitor::with_abi(Machine, ram, abi).map_err(|_| BootError::ManifestData)?;
     MONITOR.call_once(|| monitor);
     let mib: u64 = ram.iter().map(|range| range.size >> 20).sum();
-    console::write_line(format_args!("reference RMM, RMI 1.0, RAM {mib} MiB, up to {cpus} CPUs"));
+    let rmi = if abi == Abi::V1_0 { "1.0" } else { "2.0" };
+    console::write_line(format_args!("reference RMM, RMI {rmi}, RAM {mib} MiB, up to {cpus} CPUs"));
     Ok(())
 }
 

@@ -3,6 +3,9 @@
 //! With RMM-EL3 interface 0.x, EL3 switches `ICH_HCR_EL2` and `ICH_VMCR_EL2` between the worlds;
 //! list registers and active priorities are shared. They are clear after a REC has run: a host
 //! cannot count on what it had left there, and learns nothing from what a REC leaves.
+//!
+//! With interface 2.x all of it is shared: the core takes it from the host before a REC runs
+//! ([`read`]), and leaves it to the host afterwards ([`load`]).
 
 use rmm::GicState;
 
@@ -42,7 +45,7 @@ fn active_priority_count() -> usize {
     1 << preemption_bits.saturating_sub(FEWEST_PREEMPTION_BITS).min(2)
 }
 
-/// Gives the CPU interface to a REC.
+/// Gives the CPU interface to a REC, or back to the host.
 pub(crate) fn load(state: &GicState) {
     macro_rules! load_list {
         ($n:literal, $register:expr) => {
@@ -61,26 +64,45 @@ pub(crate) fn load(state: &GicState) {
     write!("ich_hcr_el2", state.ich_hcr);
 }
 
-/// Takes the CPU interface from a REC and leaves it clear.
-pub(crate) fn store(state: &mut GicState) {
-    macro_rules! store_list {
+/// What is in the CPU interface.
+pub(crate) fn read() -> GicState {
+    let mut state = GicState {
+        ich_misr: read!("ich_misr_el2"),
+        ich_hcr: read!("ich_hcr_el2"),
+        ich_vmcr: read!("ich_vmcr_el2"),
+        ..GicState::default()
+    };
+    macro_rules! read_list {
         ($n:literal, $register:expr) => {
-            state.ich_lr[$n] = read!($register);
-            write!($register, 0);
+            state.ich_lr[$n] = read!($register)
         };
     }
-    macro_rules! store_priorities {
+    macro_rules! read_priorities {
         ($n:literal, $group0:expr, $group1:expr) => {
             state.ich_ap0r[$n] = read!($group0);
             state.ich_ap1r[$n] = read!($group1);
+        };
+    }
+    list_registers!(list_register_count(), read_list);
+    active_priorities!(active_priority_count(), read_priorities);
+    state
+}
+
+/// Takes the CPU interface from a REC and leaves it clear.
+pub(crate) fn store(state: &mut GicState) {
+    macro_rules! clear_list {
+        ($n:literal, $register:expr) => {
+            write!($register, 0)
+        };
+    }
+    macro_rules! clear_priorities {
+        ($n:literal, $group0:expr, $group1:expr) => {
             write!($group0, 0);
             write!($group1, 0);
         };
     }
-    state.ich_misr = read!("ich_misr_el2");
-    state.ich_hcr = read!("ich_hcr_el2");
-    state.ich_vmcr = read!("ich_vmcr_el2");
+    *state = read();
     write!("ich_hcr_el2", 0);
-    list_registers!(list_register_count(), store_list);
-    active_priorities!(active_priority_count(), store_priorities);
+    list_registers!(list_register_count(), clear_list);
+    active_priorities!(active_priority_count(), clear_priorities);
 }

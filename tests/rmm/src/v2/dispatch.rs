@@ -89,7 +89,7 @@ impl<P: Platform> Monitor<P> {
             fid::OP_CANCEL => self.op_cancel(x1),
             fid::REALM_TERMINATE => self.realm_terminate(rd),
             v1::REC_CREATE => self.rec_create_stateful(rmi2, rd, Pa(x2), Pa(x3)),
-            v1::REC_DESTROY => self.rec_destroy_stateful(rmi2, Pa(x1)),
+            v1::REC_DESTROY => self.rec_destroy_stateful(Pa(x1)),
             v1::PSCI_COMPLETE if !rmi2.psci_target => self.psci_complete_by_mpidr(Pa(x1), x2),
             // The rest is as in 1.0, but for what depends on the interface inside.
             _ => return self.dispatch_v1(function, args),

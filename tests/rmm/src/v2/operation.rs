@@ -1,6 +1,8 @@
 //! Stateful operations: the pool of contexts, and the commands that continue, feed and drain an
 //! operation.
 
+use core::sync::atomic::{AtomicUsize, Ordering};
+
 use spin::Mutex;
 
 use crate::abi::{Refusal, Reply, Status};
@@ -33,11 +35,15 @@ pub(crate) fn incomplete(need: Need, outputs: [u64; 2]) -> Reply {
     Reply::refused_with(refusal, outputs)
 }
 
-/// The answer of an operation that waits for memory: bit 10 says that it can be cancelled.
-pub(crate) fn wants_memory(donation: Donation, outputs: [u64; 2]) -> Reply {
+/// The answer of an operation that waits for `missing` granules: bit 10 says that it can be
+/// cancelled, x2 is the request (RmiOpMemDonateReq).
+pub(crate) fn wants_memory(donation: Donation, x1: u64, missing: u64) -> Reply {
     let cancellable = if donation.cancellable { 1 << 2 } else { 0 };
     let index = Need::Donation as u8 | cancellable;
-    Reply::refused_with(Refusal { status: Status::Incomplete, index }, outputs)
+    let contiguous = u64::from(donation.contiguous) << 16;
+    let undelegated = u64::from(donation.undelegated) << 17;
+    let request = donation.request(missing) << 2 | contiguous | undelegated;
+    Reply::refused_with(Refusal { status: Status::Incomplete, index }, [x1, request])
 }
 
 /// Granules on their way between host and object.
@@ -132,12 +138,18 @@ enum Slot {
 pub(crate) struct OperationPool {
     slots: Mutex<[Slot; MAX_CONTEXTS]>,
     limit: usize,
+    turns: AtomicUsize,
 }
 
 impl OperationPool {
     pub(crate) fn new(limit: usize) -> Self {
         let slots = Mutex::new([Slot::Free; MAX_CONTEXTS]);
-        Self { slots, limit: limit.min(MAX_CONTEXTS) }
+        Self { slots, limit: limit.min(MAX_CONTEXTS), turns: AtomicUsize::new(0) }
+    }
+
+    /// Number of this operation that asks for memory, counted from 0.
+    pub(crate) fn turn(&self) -> usize {
+        self.turns.fetch_add(1, Ordering::Relaxed)
     }
 
     /// A context for a new operation: BLOCKED if operations of the host hold all, BUSY if some
@@ -191,13 +203,6 @@ impl Drop for Reservation<'_> {
     }
 }
 
-/// RmiOpMemDonateReq: `count` pages.
-pub(crate) fn donation_request(donation: Donation, count: u64) -> u64 {
-    let contiguous = u64::from(donation.contiguous) << 16;
-    let undelegated = u64::from(donation.undelegated) << 17;
-    count << 2 | contiguous | undelegated
-}
-
 impl<P: Platform> Monitor<P> {
     /// OP_CONTINUE. Flags have no meaning for operations that wait for nothing but this call.
     pub(crate) fn op_continue(&self, handle: u64) -> Result<Reply, Refusal> {
@@ -209,10 +214,11 @@ impl<P: Platform> Monitor<P> {
                 Ok(outcome)
             }
             Operation::CreateRec { rd, rec, params, donation, aux } => {
-                match self.finish_rec(rd, rec, params, aux.as_slice()) {
+                let undelegated = donation.undelegated;
+                match self.finish_rec(rd, rec, params, undelegated, aux.as_slice()) {
                     Ok(reply) => Ok(reply),
                     Err(refusal) => {
-                        context.park(reclaim(rec, aux, donation.undelegated, refusal.into()));
+                        context.park(reclaim(rec, aux, undelegated, refusal.into()));
                         Ok(incomplete(Need::Reclaim, [0, 0]))
                     }
                 }
@@ -231,14 +237,15 @@ impl<P: Platform> Monitor<P> {
         let Operation::CreateRec { rd, rec, params, donation, mut aux } = operation else {
             return Err(Refusal::INPUT);
         };
-        let ranges = match self.check_donation(donation, list, count, aux.missing()) {
-            Ok(ranges) => ranges,
-            Err(refusal) => {
-                // The operation stays as it was: the host may try again.
-                context.park(operation);
-                return Err(refusal);
-            }
-        };
+        let ranges =
+            match self.check_donation(donation, list, count, donation.request(aux.missing())) {
+                Ok(ranges) => ranges,
+                Err(refusal) => {
+                    // The operation stays as it was: the host may try again.
+                    context.park(operation);
+                    return Err(refusal);
+                }
+            };
         let mut taken = 0;
         for (pa, _) in ranges.blocks() {
             match self.take_donated(donation, pa) {
@@ -257,7 +264,7 @@ impl<P: Platform> Monitor<P> {
         let missing = aux.missing();
         context.park(Operation::CreateRec { rd, rec, params, donation, aux });
         Ok(if missing > 0 {
-            wants_memory(donation, [taken, donation_request(donation, missing)])
+            wants_memory(donation, taken, missing)
         } else {
             incomplete(Need::Nothing, [taken, 0])
         })
@@ -272,26 +279,26 @@ impl<P: Platform> Monitor<P> {
         Ok(())
     }
 
-    /// Copies and checks a donation: pages, at most `missing`; where they have to be contiguous, all that are
-    /// missing or none.
+    /// Copies and checks a donation: pages, at most `requested`; where they have to be contiguous, all that
+    /// are requested or none.
     fn check_donation(
         &self,
         donation: Donation,
         list: Pa,
         count: u64,
-        missing: u64,
+        requested: u64,
     ) -> Result<RangeList, Refusal> {
         let ranges = self.read_list(list, count)?;
         let used = ranges.ranges().iter().filter(|range| range.count() > 0);
         let pages = used.clone().all(|range| range.level() == PAGE_LEVEL);
         let state = used.clone().all(|range| range.is_undelegated() == donation.undelegated);
         let total: u64 = used.clone().map(|range| range.count()).sum();
-        let size = missing.next_power_of_two() * GRANULE_SIZE;
+        let size = requested.next_power_of_two() * GRANULE_SIZE;
         let whole = total == 0
-            || total == missing
+            || total == requested
                 && used.clone().count() == 1
                 && used.clone().all(|range| range.base().is_aligned(size));
-        if pages && state && total <= missing && (whole || !donation.contiguous) {
+        if pages && state && total <= requested && (whole || !donation.contiguous) {
             Ok(ranges)
         } else {
             Err(Refusal::INPUT)
