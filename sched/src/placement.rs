@@ -8,7 +8,7 @@ impl<const CORES: usize, const ENTITIES: usize> Scheduler<CORES, ENTITIES> {
     ///
     /// In this order: the core it ran on, if that core would run it at once (its caches are warm); an
     /// idle core; the core that runs the least urgent entity, if less urgent than this one; the core
-    /// it ran on, unless another one has at least two fewer to run; the core with the fewest.
+    /// it ran on, unless another one has fewer to run; the core with the fewest.
     pub(crate) fn place(&self, index: usize) -> CoreId {
         let entity = &self.entities[index];
         let allowed = entity.params.affinity.intersection(CoreSet::first(CORES));
@@ -30,7 +30,7 @@ impl<const CORES: usize, const ENTITIES: usize> Scheduler<CORES, ENTITIES> {
         let candidates = if online.is_empty() { allowed } else { online };
         let shortest = candidates.iter().min_by_key(|&core| self.load(core));
         match (last, shortest) {
-            (Some(last), Some(shortest)) if self.load(last) < self.load(shortest) + 2 => last,
+            (Some(last), Some(shortest)) if self.load(last) <= self.load(shortest) => last,
             (_, Some(shortest)) => shortest,
             // `add` refuses an affinity without cores.
             (_, None) => CoreId(0),

@@ -155,6 +155,31 @@ proptest! {
     }
 }
 
+/// Entities that only compute keep their share of the machine, whatever those that come and go beside
+/// them do to the queues.
+#[test]
+fn hogs_on_two_cores_keep_their_share() {
+    proptest!(|(
+        hogs in 2usize..7,
+        events in prop::collection::vec((1..30 * MS, 1..40 * MS), 0..4),
+        seed: u64,
+    )| {
+        let params = Params { priority: 3, slice_ns: MS, budget: None, affinity: CoreSet::ALL };
+        let events = events.iter().map(|&(burst_ns, gap_ns)| Load::Events { burst_ns, gap_ns });
+        let loads = core::iter::repeat_n(Load::Hog, hogs).chain(events);
+        let tasks: Vec<Task> = loads.map(|load| Task { params, load }).collect();
+        let delays = Delays { kick_ns: 1_000, timer_ns: 1_000, block_ns: 1_000 };
+        let mut sim = Sim::<2>::new(&tasks, delays, seed);
+        let end = 1_000 * MS;
+        sim.run(end);
+        let share = end / tasks.len().div_ceil(2) as u64;
+        for hog in 0..hogs {
+            let got = sim.run_ns(hog);
+            prop_assert!(got >= share / 10 * 9, "hog {} got {} of {}", hog, got, share);
+        }
+    });
+}
+
 /// A lone entity without a budget is never interrupted by the scheduler.
 #[test]
 fn no_tick() {

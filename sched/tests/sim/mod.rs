@@ -124,6 +124,7 @@ impl<const CORES: usize> Sim<CORES> {
             self.handle(event);
             self.check();
         }
+        self.now = end;
     }
 
     /// Takes a core out of service, now; returns the actor that was lost with it.
