@@ -30,11 +30,8 @@ pub type Endpoints = ArrayVec<Endpoint, { layout::MAX_VM_CHANNELS }>;
 pub struct ServicesConfig<'a> {
     /// Interrupt controller.
     pub vgic: VgicConfig,
-    /// `Some(ipa_bits)` for a realm: its RMM serves PSCI, and addresses that it names may carry the
-    /// shared-alias bit `ipa_bits - 1`.
-    pub realm_ipa_bits: Option<u32>,
-    /// For a realm: which conversions of its memory the owner allows.
-    pub conversions: Conversions,
+    /// What is particular to a realm, if it is one: its RMM serves PSCI.
+    pub realm: Option<RealmConfig>,
     /// Where the PL011 is, if there is one.
     pub uart: Option<Placement>,
     /// Whether there is flash at [`layout::FLASH`]: erased, so that it reads as ones, and write
@@ -46,6 +43,27 @@ pub struct ServicesConfig<'a> {
     pub virtio: &'a [VirtioDevice],
     /// Its ends of channels to other VMs; those beyond [`layout::MAX_VM_CHANNELS`] are left out.
     pub channels: &'a [Endpoint],
+}
+
+/// What is particular to the services of a realm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RealmConfig {
+    /// Width of its IPA space in bits: addresses that it names may carry the shared-alias bit
+    /// `ipa_bits - 1`.
+    pub ipa_bits: u32,
+    /// Bytes of RAM from [`layout::RAM`] on. The RIPAS of nothing else may change: memory and tables
+    /// for what lies elsewhere would be other VMs'.
+    pub memory: u64,
+    /// Which conversions of its memory the owner allows.
+    pub conversions: Conversions,
+}
+
+impl RealmConfig {
+    /// Whether the realm may change the RIPAS of `base..top`.
+    fn allows(&self, base: Ipa, top: Ipa, to: Ripas) -> bool {
+        let end = layout::RAM.get().saturating_add(self.memory);
+        base >= layout::RAM && top.get() <= end && self.conversions.allow(to == Ripas::Ram)
+    }
 }
 
 /// What services reach while they handle an exit.
@@ -131,8 +149,7 @@ pub struct VmServices {
     channels: Endpoints,
     console: LineBuffer,
     typed: InputQueue,
-    realm_ipa_bits: Option<u32>,
-    conversions: Conversions,
+    realm: Option<RealmConfig>,
     reported_failure: Option<u64>,
     /// Virtio slot whose turn is next.
     next_slot: usize,
@@ -153,8 +170,7 @@ impl VmServices {
             channels: config.channels.iter().copied().take(layout::MAX_VM_CHANNELS).collect(),
             console: LineBuffer::default(),
             typed: InputQueue::default(),
-            realm_ipa_bits: config.realm_ipa_bits,
-            conversions: config.conversions,
+            realm: config.realm,
             reported_failure: None,
             next_slot: 0,
         }
@@ -192,7 +208,7 @@ impl VmServices {
         registers: &Registers,
         context: &mut Context<'_>,
     ) -> Response {
-        let memory = SharedAlias::new(context.memory, self.realm_ipa_bits);
+        let memory = SharedAlias::new(context.memory, self.realm.map(|realm| realm.ipa_bits));
         let context = &mut context.with_memory(&memory);
         let mut response = match exit {
             Exit::Mmio(access) => self.mmio(access, context),
@@ -202,14 +218,12 @@ impl VmServices {
             Exit::Psci(notice) => self.power_notice(vcpu, *notice),
             Exit::Wait { kind, deadline } => self.wait(vcpu, *kind, *deadline).into(),
             Exit::SysReg { reg, access } => self.system_register(vcpu, *reg, *access),
-            Exit::RipasChange { to, .. } if self.is_realm() => {
-                // Memory of a realm is shared with the host once its private page is given up.
-                match self.conversions.allow(*to == Ripas::Ram) {
-                    true => Resume::RipasAccept.into(),
-                    false => Resume::RipasReject.into(),
-                }
-            }
-            Exit::RipasChange { .. } => protocol("RIPAS change of an ordinary guest"),
+            // Memory of a realm is shared with the host once its private page is given up.
+            Exit::RipasChange { base, top, to } => match &self.realm {
+                Some(realm) if realm.allows(*base, *top, *to) => Resume::RipasAccept.into(),
+                Some(_) => Resume::RipasReject.into(),
+                None => protocol("RIPAS change of an ordinary guest"),
+            },
             Exit::Interrupt => Resume::Continue.into(),
             Exit::Fatal(cause) => Resume::Stop(StopReason::Fatal(*cause)).into(),
         };
@@ -218,7 +232,7 @@ impl VmServices {
     }
 
     fn is_realm(&self) -> bool {
-        self.realm_ipa_bits.is_some()
+        self.realm.is_some()
     }
 
     /// Finds the device at the address. Nothing there means an external abort, as on a bus.

@@ -24,7 +24,7 @@ use spin::Once;
 use vmm_services::loader::{self, FDT_MAX};
 use vmm_services::manifest::{Bundle, VirtioDevice, VmKind, VmSpec};
 use vmm_services::vgic::{HardwarePpi, VgicConfig};
-use vmm_services::vm::{Endpoints, ServicesConfig};
+use vmm_services::vm::{Endpoints, RealmConfig, ServicesConfig};
 use vmm_services::{Entropy, EntropyError, MAX_VCPUS, VcpuId, VmServices, layout};
 
 /// Width of a normal VM's IPA space in bits.
@@ -267,11 +267,14 @@ fn equip(
     list_registers: usize,
     hardware_ppis: [Option<HardwarePpi>; 2],
 ) {
-    let realm = spec.realm();
+    let realm = spec.realm().map(|realm| RealmConfig {
+        ipa_bits: realm.ipa_bits,
+        memory: spec.memory,
+        conversions: realm.conversions,
+    });
     *vm.services.lock() = Some(VmServices::new(&ServicesConfig {
         vgic: VgicConfig { vcpus: spec.vcpus, list_registers, hardware_ppis },
-        realm_ipa_bits: realm.map(|realm| realm.ipa_bits),
-        conversions: realm.map(|realm| realm.conversions).unwrap_or_default(),
+        realm,
         uart: spec.devices.uart,
         flash: spec.devices.flash,
         watchdog_ms: spec.watchdog_ms,

@@ -245,6 +245,10 @@ impl RecVcpu {
 
     /// Gives the realm a page of protected memory.
     fn fault_in(&self, ipa: Ipa, vm: &'static Vm) -> Option<Exit> {
+        if !is_ram(vm, ipa) {
+            // The RMM lets a realm get here only where we have let its RIPAS be RAM.
+            return Some(self.fail(vm, &format_args!("the RMM wants memory at {ipa}, not RAM")));
+        }
         let mut space = vm.space.lock();
         let Space::Realm(realm) = &mut *space else { return Some(Exit::Interrupt) };
         let outcome = realm.timed(vm, |realm| realm.fault_in(ipa, EXIT_CALLS));

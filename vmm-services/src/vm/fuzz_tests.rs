@@ -3,7 +3,7 @@
 //!
 //! The crate `fuzz` says how to run this for longer.
 
-use super::{Context, ServicesConfig, VmServices};
+use super::{Context, RealmConfig, ServicesConfig, VmServices};
 use crate::exit::{
     Access, Exit, HOST_CALL_REGISTERS, MmioAccess, PsciNotice, Resume, Ripas, SysReg, WaitKind,
     Width,
@@ -275,8 +275,11 @@ fn live(input: &Input) {
             list_registers: 2 + input.index(3),
             hardware_ppis: [None; 2],
         },
-        realm_ipa_bits: realm.then_some(40),
-        conversions: Conversions::Any,
+        realm: realm.then_some(RealmConfig {
+            ipa_bits: 40,
+            memory: MEMORY as u64,
+            conversions: Conversions::Any,
+        }),
         uart: Some(Placement { base: UART, intid: layout::UART_INTID }),
         flash: true,
         watchdog_ms: (!realm).then_some(30_000),

@@ -1,4 +1,4 @@
-use super::{Context, Response, ServicesConfig, VmServices};
+use super::{Context, RealmConfig, Response, ServicesConfig, VmServices};
 use crate::channel::{self, End, Endpoint, Link, Window};
 use crate::exit::{
     Access, CALL_REGISTERS, Exit, FatalCause, HOST_CALL_REGISTERS, MmioAccess, PsciNotice,
@@ -6,6 +6,7 @@ use crate::exit::{
 };
 use crate::host_call;
 use crate::ids::{VcpuId, VcpuSet};
+use crate::layout;
 use crate::manifest::{Conversions, Placement, VirtioDevice};
 use crate::testing::{Counting, Lines, Ram, RamDisks, Timer};
 use crate::traits::{NicId, Peers};
@@ -57,15 +58,14 @@ struct Rig {
 }
 
 impl Rig {
-    fn new(realm_ipa_bits: Option<u32>) -> Self {
+    fn new(realm: Option<RealmConfig>) -> Self {
         Self {
             services: VmServices::new(&ServicesConfig {
                 vgic: VgicConfig { vcpus: 2, list_registers: 4, hardware_ppis: [None; 2] },
-                realm_ipa_bits,
-                conversions: Conversions::Any,
+                realm,
                 uart: Some(Placement { base: 0x0900_0000, intid: 33 }),
-                flash: realm_ipa_bits.is_some(),
-                watchdog_ms: realm_ipa_bits.is_none().then_some(60_000),
+                flash: realm.is_some(),
+                watchdog_ms: realm.is_none().then_some(60_000),
                 virtio: &[VirtioDevice::Console],
                 channels: &[CHANNEL],
             }),
@@ -81,7 +81,11 @@ impl Rig {
     }
 
     fn realm() -> Self {
-        Self::new(Some(40))
+        Self::realm_with(Conversions::Any)
+    }
+
+    fn realm_with(conversions: Conversions) -> Self {
+        Self::new(Some(RealmConfig { ipa_bits: 40, memory: 0x4000, conversions }))
     }
 
     fn handle(&mut self, vcpu: VcpuId, exit: &Exit) -> Response {
@@ -301,23 +305,45 @@ fn failures_are_remembered() {
 
 #[test]
 fn conversions_that_the_owner_does_not_allow_are_rejected() {
-    let change = |to| Exit::RipasChange { base: Ipa::new(0), top: Ipa::new(4096), to };
+    let change =
+        |to| Exit::RipasChange { base: layout::RAM, top: Ipa::new(layout::RAM.get() + 0x4000), to };
     for (allowed, to_private, to_shared) in [
         (Conversions::Any, Resume::RipasAccept, Resume::RipasAccept),
         (Conversions::ToPrivate, Resume::RipasAccept, Resume::RipasReject),
         (Conversions::None, Resume::RipasReject, Resume::RipasReject),
     ] {
-        let mut realm = Rig::realm();
-        realm.services.conversions = allowed;
+        let mut realm = Rig::realm_with(allowed);
         assert_eq!(realm.resume(&change(Ripas::Ram)), to_private, "{allowed:?}");
         assert_eq!(realm.resume(&change(Ripas::Empty)), to_shared, "{allowed:?}");
     }
 }
 
 #[test]
+fn a_realm_gets_no_memory_beside_its_ram() {
+    let ram = layout::RAM.get();
+    let mut realm = Rig::realm();
+    for (base, top) in [
+        (ram - 0x1000, ram + 0x1000),
+        (ram + 0x3000, ram + 0x5000),
+        (ram + 0x4000, ram + 0x5000),
+        (0, !0xfff),
+        (1 << 39, (1 << 39) + 0x1000),
+    ] {
+        for to in [Ripas::Ram, Ripas::Empty] {
+            let change = Exit::RipasChange { base: Ipa::new(base), top: Ipa::new(top), to };
+            assert_eq!(realm.resume(&change), Resume::RipasReject, "{base:#x}..{top:#x}");
+        }
+    }
+}
+
+#[test]
 fn realms_and_ordinary_guests_keep_apart() {
     let protocol = |resume| matches!(resume, Resume::Stop(StopReason::Protocol(_)));
-    let change = Exit::RipasChange { base: Ipa::new(0), top: Ipa::new(4096), to: Ripas::Ram };
+    let change = Exit::RipasChange {
+        base: layout::RAM,
+        top: Ipa::new(layout::RAM.get() + 4096),
+        to: Ripas::Ram,
+    };
     let notice = Exit::Psci(PsciNotice::CpuOn { target: 1 });
     let call = Exit::Smccc { function: 0x8400_0000 };
     let (mut vm, mut realm) = (Rig::vm(), Rig::realm());

@@ -22,7 +22,7 @@ impl VmServices {
     /// other devices as they are, and a device that is not done joins them again, none waits for
     /// another that has much to do.
     pub fn work(&mut self, context: &mut Context<'_>) -> VcpuSet {
-        let memory = SharedAlias::new(context.memory, self.realm_ipa_bits);
+        let memory = SharedAlias::new(context.memory, self.realm.map(|realm| realm.ipa_bits));
         let context = &mut context.with_memory(&memory);
         let slots = self.virtio.len();
         let order = (0..slots).map(|index| (self.next_slot + index) % slots);

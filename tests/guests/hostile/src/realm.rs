@@ -60,7 +60,11 @@ pub(crate) fn ripas_storm(guest: &mut Guest) -> u64 {
         let kinds = if rng.one_in(8) { 5 } else { 2 };
         let ripas = rng.below(kinds);
         set_ripas(base, top, ripas, rng.below(3));
-        let page = scratch() + PAGE * rng.below(SCRATCH_BYTES / PAGE);
+        // Behind its RAM there is nothing, whatever it has asked for.
+        let page = match rng.below(8) {
+            0 => guest.ram.end + PAGE * rng.below(16),
+            _ => scratch() + PAGE * rng.below(SCRATCH_BYTES / PAGE),
+        };
         touch(guest, page);
     }
     BATCH
