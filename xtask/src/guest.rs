@@ -27,6 +27,7 @@ const APPLETS: &[&str] = &[
     "uname",
     "sleep",
     "poweroff",
+    "reboot",
     "setsid",
     "ls",
     "ps",

@@ -5,7 +5,8 @@
 # `selftest=N` the same on no more than N MiB of its memory; with `log` it says what the
 # kernel has logged, which a console that comes with a module has not been told. The network device
 # gets the address of `net=ADDRESS/BITS`; with `serve=N` the guest then answers others, which have
-# `ask=ADDRESS`, N times.
+# `ask=ADDRESS`, N times. When one of these tests fails it resets, which a scenario with
+# `on-reset = "stop"` counts as a failure.
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev 2>/dev/null
@@ -47,13 +48,18 @@ if [ "$shell" ]; then
     # A session of its own, whose terminal is the console: the shell has line editing and Ctrl-C.
     setsid -c sh -l </dev/ttyAMA0 >/dev/ttyAMA0 2>&1
 fi
-if [ "$selftest" ]; then selftest "$selftest"; fi
+failed=
+if [ "$selftest" ]; then selftest "$selftest" || failed="$failed selftest"; fi
 for word in $(cat /proc/cmdline); do
     case $word in
-        ask=*) nettest ask "${word#ask=}" ;;
-        serve=*) nettest serve "${word#serve=}" ;;
+        ask=*) nettest ask "${word#ask=}" || failed="$failed nettest" ;;
+        serve=*) nettest serve "${word#serve=}" || failed="$failed nettest" ;;
     esac
 done
+if [ "$failed" ]; then
+    echo "init: FAILED:$failed"
+    reboot -f
+fi
 second=0
 while [ "$second" -lt "$linger" ]; do
     sleep 1

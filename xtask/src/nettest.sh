@@ -9,10 +9,13 @@ ask() {
         try=$((try + 1))
         [ "$try" -lt 60 ] || { echo "nettest: FAILED, no answer from $1"; return 1; }
     done
-    ping -c 20 -i 0.05 -s 1400 "$1" | grep packets
+    ping -c 20 -i 0.05 -s 1400 "$1" | grep packets >/loss
+    cat /loss
+    grep -q ' 0% packet loss' /loss || { echo "nettest: FAILED, packets were lost"; return 1; }
     head -c 1048576 /dev/urandom >/data
     sum=$(sha256sum </data)
     answer=
+    try=0
     # The other one may not be listening yet.
     while [ -z "$answer" ] && [ "$try" -lt 60 ]; do
         answer=$(nc "$1" $PORT </data) || sleep 1

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Self test of the Linux guest: processors, timers, interrupts between processors, memory, and the
-# virtio devices that the device tree names. Its last line says OK, or which parts failed. The argument
-# says how many MiB of free memory to go through, or `all` for three quarters.
+# virtio devices that the device tree names. Its last line says OK, or which parts failed, and its exit
+# code agrees. The argument says how many MiB of free memory to go through, or `all` for three quarters.
 failed=
 
 part() {
@@ -150,4 +150,5 @@ if [ -z "$failed" ]; then
     echo "init: self test OK"
 else
     echo "init: self test FAILED:$failed"
+    exit 1
 fi
