@@ -194,18 +194,27 @@ impl Transcript {
         })
     }
 
-    /// How often the console changed from a line of one of these VMs to a line of another.
-    pub(crate) fn changes_between(&self, vms: &[String]) -> usize {
+    /// How often the console changed from a line of one of these VMs to a line of the other.
+    pub(crate) fn changes_between(&self, vms: [&str; 2]) -> usize {
         let mut speakers: Vec<&str> = self
             .lines
             .iter()
             .filter_map(|line| match Line::parse(line) {
-                Line::Guest { vm, .. } if vms.iter().any(|name| name == vm) => Some(vm),
+                Line::Guest { vm, .. } if vms.contains(&vm) => Some(vm),
                 _ => None,
             })
             .collect();
         speakers.dedup();
         speakers.len().saturating_sub(1)
+    }
+
+    /// What the hypervisor says about granules, unless all are back.
+    pub(crate) fn granule_fault(&self) -> Option<String> {
+        match self.granules.as_deref() {
+            Some(text) if text.starts_with("all ") && text.ends_with(" returned") => None,
+            Some(text) => Some(format!("granules: {text}")),
+            None => Some("no word about the granules".to_owned()),
+        }
     }
 
     /// Everything that keeps the run from being a success; empty for a success.
@@ -238,11 +247,7 @@ impl Transcript {
         if let Some(text) = &self.waited_for {
             faults.push(format!("not seen, so nothing was typed after it: {text}"));
         }
-        match self.granules.as_deref() {
-            Some(text) if text.starts_with("all ") && text.ends_with(" returned") => {}
-            Some(text) => faults.push(format!("granules: {text}")),
-            None => faults.push("no word about the granules".to_owned()),
-        }
+        faults.extend(self.granule_fault());
         match self.verdicts.as_slice() {
             [(name, true)] if *name == scenario.name => {}
             [] => faults.push("the hypervisor gave no verdict".to_owned()),

@@ -125,9 +125,9 @@ fn interleaving_counts_changes_of_the_speaker() {
     for line in ["a| 1", "a| 2", "b| 1", "[stage 01] x", "b| 2", "c| 1", "a| 3"] {
         transcript.take(line);
     }
-    let names = |list: &[&str]| list.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
-    assert_eq!(transcript.changes_between(&names(&["a", "b"])), 2);
-    assert_eq!(transcript.changes_between(&names(&["a"])), 0);
+    assert_eq!(transcript.changes_between(["a", "b"]), 2);
+    assert_eq!(transcript.changes_between(["b", "c"]), 1);
+    assert_eq!(transcript.changes_between(["a", "d"]), 0);
     assert_eq!(transcript.guest_lines("b").collect::<Vec<_>>(), ["1", "2"]);
 }
 

@@ -19,7 +19,7 @@ use crate::keyboard::Share;
 use crate::project::{Project, host_cargo};
 use crate::qemu::{Boot, Counting};
 use crate::run::{self, Options, Outcome};
-use crate::scenario::{Kind, Overrides, Scenario};
+use crate::scenario::{Overrides, Scenario};
 use crate::{process, qemu, setup};
 
 use result::{Counted, Counts, HYPERVISOR};
@@ -139,6 +139,10 @@ pub(crate) fn run(project: &Project, names: &[String], profile: bool) -> Result<
             continue;
         }
         first.print();
+        if let Some(what) = first.unfinished() {
+            println!("  FAILED: never counted: {what}");
+            ok = false;
+        }
         if profile {
             first.counted.print_profile(&symbols, PROFILE_LINES);
         } else {
@@ -171,8 +175,8 @@ struct Run {
     outcome: Outcome,
     counted: Counted,
     log: PathBuf,
-    /// Names of the VMs, and whether each is a realm.
-    vms: Vec<(String, bool)>,
+    /// Names of the VMs.
+    vms: Vec<String>,
 }
 
 impl Case {
@@ -211,7 +215,7 @@ impl Case {
         }
         let text = fs::read_to_string(&result)
             .with_context(|| format!("the plugin left no {}", result.display()))?;
-        let vms = scenario.vms.iter().map(|vm| (vm.name.clone(), vm.kind == Kind::Realm));
+        let vms = scenario.vms.iter().map(|vm| vm.name.clone());
         let counted = Counted::parse(&text)?;
         Ok(Run { outcome, counted, log, vms: vms.collect() })
     }
@@ -234,6 +238,19 @@ impl Run {
         (!same).then(|| format!("{:?} became {:?}", self.counted.total, other.counted.total))
     }
 
+    /// The IDs and names of intervals that the guests have announced.
+    fn announced(&self) -> impl Iterator<Item = (u16, &str)> {
+        let vms = self.vms.iter();
+        let lines = vms.flat_map(|vm| self.outcome.transcript.guest_lines(vm));
+        lines.filter_map(announcement)
+    }
+
+    /// An interval that was announced and never ended.
+    fn unfinished(&self) -> Option<&str> {
+        let mut announced = self.announced();
+        announced.find(|(id, _)| self.counted.intervals(*id).is_empty()).map(|(_, what)| what)
+    }
+
     /// Prints what was counted between marks, and in all.
     fn print(&self) {
         let lines = &self.outcome.transcript;
@@ -241,23 +258,17 @@ impl Run {
         let row = |what: &str, [hypervisor, rmm, firmware, _]: &Counts, range: &str| {
             println!("  {what:<46} {hypervisor:>12} {rmm:>12} {firmware:>12}{range}");
         };
-        for (vm, _) in &self.vms {
-            for announced in lines.guest_lines(vm).filter_map(announcement) {
-                let (id, what) = announced;
-                let mut counts = self.counted.intervals(id);
-                counts.sort_unstable_by_key(|counts| counts[HYPERVISOR]);
-                let (Some(min), Some(max)) = (counts.first(), counts.last()) else {
-                    row(&format!("{what}: never ended"), &[0; 4], "");
-                    continue;
-                };
-                let range = format!(
-                    "   median of {}, {} to {}",
-                    counts.len(),
-                    min[HYPERVISOR],
-                    max[HYPERVISOR]
-                );
-                row(what, &counts[counts.len() / 2], &range);
-            }
+        for (id, what) in self.announced() {
+            let mut counts = self.counted.intervals(id);
+            counts.sort_unstable_by_key(|counts| counts[HYPERVISOR]);
+            let (Some(min), Some(max)) = (counts.first(), counts.last()) else { continue };
+            let range = format!(
+                "   median of {}, {} to {}",
+                counts.len(),
+                min[HYPERVISOR],
+                max[HYPERVISOR]
+            );
+            row(what, &counts[counts.len() / 2], &range);
         }
         if let Some(counts) = &self.counted.first_guest {
             row("from EL2 entry to the first guest instruction", counts, "");

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::Tally;
 use crate::bundle;
@@ -37,6 +37,8 @@ fn check(project: &Project, file: &Path) -> Result<()> {
         .strip_prefix("# refused: ")
         .and_then(|rest| rest.split_once(": "))
         .context("the first line is not `# refused: LINE: TEXT`")?;
+    // Every reason contains an empty one.
+    ensure!(!reason.is_empty(), "the first line gives no reason");
     let line: usize = line.parse()?;
     let scenario = Scenario::load(project, file, Overrides::default());
     let error = match scenario.and_then(|scenario| bundle::write(&scenario)) {

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use super::sums;
@@ -59,10 +59,10 @@ pub(super) struct Case {
     /// Texts of lines that give the sums of the tables above them.
     #[serde(default)]
     sums: Vec<String>,
-    /// Guests that must have run in turns.
+    /// Guests each two of which must have run in turns.
     #[serde(default)]
     interleaved: Vec<String>,
-    /// Realms that must have printed the measurement which the files give.
+    /// Realms that must have printed the measurement which the files give, in each of their lives.
     #[serde(default)]
     measured: Vec<String>,
 }
@@ -126,6 +126,7 @@ impl Case {
     fn read(file: &Path) -> Result<Self> {
         let text = fs::read_to_string(file)?;
         let mut case: Self = toml::from_str(&text).with_context(|| file.display().to_string())?;
+        ensure!(case.interleaved.len() != 1, "{}: one guest takes no turns", file.display());
         case.name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         Ok(case)
     }
@@ -179,10 +180,14 @@ impl Case {
         for realm in &self.measured {
             let rim = computed.realm(realm).map(Measurement::rim_hex);
             let rim = rim.with_context(|| format!("there is no realm {realm}"))?;
-            let mut lines = outcome.transcript.guest_lines(realm);
-            if !lines.any(|line| line.split_whitespace().any(|word| word == rim)) {
-                faults.push(format!("realm {realm} did not read the RIM {rim}"));
+            let lines = outcome.transcript.guest_lines(realm);
+            let mut read = lines.filter_map(|line| line.strip_prefix("realm: rim ")).peekable();
+            if read.peek().is_none() {
+                faults.push(format!("realm {realm} did not print its RIM"));
             }
+            // In each of its lives.
+            let others = read.filter(|read| *read != rim);
+            faults.extend(others.map(|read| format!("realm {realm}: RIM {read}, wanted {rim}")));
         }
         Ok(faults)
     }
@@ -200,6 +205,7 @@ impl Case {
             Wanted::Failed if !transcript.has_verdict() => {
                 faults.push("the hypervisor gave no verdict".to_owned());
             }
+            Wanted::Failed => faults.extend(transcript.granule_fault()),
             Wanted::BundleRefused if !refused => faults.push("the bundle was accepted".to_owned()),
             _ => {}
         }
@@ -225,9 +231,13 @@ impl Case {
         }
         let own = transcript.own_lines();
         faults.extend(self.sums.iter().filter_map(|text| sums::fault(&own, text)));
-        let changes = transcript.changes_between(&self.interleaved);
-        if !self.interleaved.is_empty() && changes < INTERLEAVED {
-            faults.push(format!("the guests took turns {changes} times only"));
+        for (index, one) in self.interleaved.iter().enumerate() {
+            for other in self.interleaved.iter().skip(index + 1) {
+                let changes = transcript.changes_between([one, other]);
+                if changes < INTERLEAVED {
+                    faults.push(format!("{one} and {other} took turns {changes} times only"));
+                }
+            }
         }
         faults
     }

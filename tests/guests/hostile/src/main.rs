@@ -174,6 +174,10 @@ fn do_cases(guest: &mut Guest, cases: u64) -> u64 {
                 more => done += more,
             }
         }
+        if done == 0 {
+            println!("hostile: there is no device for {}", kind.name);
+            continue;
+        }
         let beside = BESIDE.load(Ordering::Relaxed) - before;
         println!(
             "hostile: {}: {done} cases, {} took an exception; {beside} on other vCPUs",
