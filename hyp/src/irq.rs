@@ -327,13 +327,12 @@ pub fn set_ppis_active(mask: u32, active: bool) {
     });
 }
 
-/// Makes the guest timers' interrupts inactive on this core: a vCPU that is over does not end those
-/// that it has taken.
+/// Makes the guest timers' interrupts inactive on this core, whose vCPU goes: left active, they would
+/// keep the timers of whoever runs there next from firing.
 pub fn end_guest_timers() {
     let ppis = ppis();
-    for intid in [ppis.virtual_timer, ppis.physical_timer] {
-        set_ppis_active(1_u32.checked_shl(intid).unwrap_or(0), false);
-    }
+    let bit = |intid| 1_u32.checked_shl(intid).unwrap_or(0);
+    set_ppis_active(bit(ppis.virtual_timer) | bit(ppis.physical_timer), false);
 }
 
 /// Which of a core's own interrupts (INTID 0 to 31, one bit each) are enabled and active.

@@ -180,9 +180,6 @@ fn run(entity: EntityId) -> Stop {
         }
     };
     vcpu.unload();
-    if stop == Stop::Exited {
-        irq::end_guest_timers();
-    }
     let total = timer::now_ticks().wrapping_sub(start);
     let stats = &vcpu.vm.stats;
     stats.count_rmi_calls(Life::Run, calls);
@@ -292,6 +289,11 @@ fn take_interrupts(id: VcpuId, services: &mut VmServices) -> bool {
                 return completion;
             }
         };
+        if !services.vgic().is_tied(timer) {
+            // The timers of a REC are the RMM's, which has put ours back: nobody would deactivate this.
+            timer::stop_guest_timers();
+            return Completion::Deactivate;
+        }
         // Stays active until the guest deactivates it through its list register.
         let _ = services.vgic_mut().raise_hardware(id, timer);
         Completion::LeaveActive
@@ -395,14 +397,14 @@ fn cpu_on_completed(vm: &Vm, target: VcpuId) -> bool {
 
 /// The vCPU waits for an interrupt, its timer, or `deadline` (virtual count).
 fn block(vcpu: &Vcpu, slot: &VcpuSlot, deadline: Option<u64>) -> Flow {
-    let pending = vcpu
-        .vm
-        .services
-        .lock()
-        .as_ref()
-        .is_some_and(|services| services.vgic().has_pending(vcpu.id) || services.has_work());
+    let (pending, active) = {
+        let services = vcpu.vm.services.lock();
+        let Some(services) = services.as_ref() else { return Flow::Leave(Stop::Exited) };
+        let vgic = services.vgic();
+        (vgic.has_pending(vcpu.id) || services.has_work(), vgic.hardware_active(vcpu.id))
+    };
     let deadline = deadline.map(|count| vcpu.virtual_time(count));
-    let wake_at = [deadline, vcpu.timer_deadline()].into_iter().flatten().min();
+    let wake_at = [deadline, vcpu.timer_deadline(active)].into_iter().flatten().min();
     if pending || wake_at.is_some_and(|at| at <= timer::now_ns()) {
         return Flow::Again;
     }

@@ -56,12 +56,12 @@ register_file! {
         par = "par_el1",
         csselr = "csselr_el1",
         cntkctl = "cntkctl_el1",
+        vmpidr = "vmpidr_el2",
+        cntvoff = "cntvoff_el2",
         cntv_cval = "cntv_cval_el0",
         cntv_ctl = "cntv_ctl_el0",
         cntp_cval = "cntp_cval_el0",
         cntp_ctl = "cntp_ctl_el0",
-        vmpidr = "vmpidr_el2",
-        cntvoff = "cntvoff_el2",
     }
 }
 
@@ -119,6 +119,12 @@ impl El1State {
     /// Puts the state into this core's registers.
     pub fn restore(&self) {
         self.base.restore();
+        if super::serror::has_ras() {
+            // What EL1 reads and writes as DISR_EL1, which no trap keeps from it, and the syndrome of a
+            // virtual SError.
+            write_sysreg!("S3_4_C12_C1_1", 0);
+            write_sysreg!("S3_4_C5_C2_3", 0);
+        }
         if super::id_regs::has_pointer_authentication() {
             self.keys.restore();
         }
@@ -131,17 +137,19 @@ impl El1State {
     }
 }
 
-/// Value of the physical counter at which the first timer of the loaded vCPU fires that can; `None`
-/// while none can.
+/// Value of the physical counter at which the first timer of the loaded vCPU fires that can, among those
+/// asked for; `None` while none can.
 #[must_use]
-pub fn timer_deadline() -> Option<u64> {
+pub fn timer_deadline(virtual_timer: bool, physical_timer: bool) -> Option<u64> {
     /// `CNTx_CTL_EL0`: ENABLE, and IMASK clear.
     const ENABLED: u64 = 0b01;
     const IMASK_ENABLE: u64 = 0b11;
     let armed = |control: u64| control & IMASK_ENABLE == ENABLED;
-    let virtual_timer = armed(read_sysreg!("cntv_ctl_el0"))
-        .then(|| read_sysreg!("cntv_cval_el0").wrapping_add(read_sysreg!("cntvoff_el2")));
-    let physical_timer = armed(read_sysreg!("cntp_ctl_el0")).then(|| read_sysreg!("cntp_cval_el0"));
+    // A guest that wants none sets the largest value, which must not wrap into the past.
+    let virtual_timer = (virtual_timer && armed(read_sysreg!("cntv_ctl_el0")))
+        .then(|| read_sysreg!("cntv_cval_el0").saturating_add(read_sysreg!("cntvoff_el2")));
+    let physical_timer = (physical_timer && armed(read_sysreg!("cntp_ctl_el0")))
+        .then(|| read_sysreg!("cntp_cval_el0"));
     [virtual_timer, physical_timer].into_iter().flatten().min()
 }
 
@@ -171,6 +179,10 @@ const PSTATE_PAN: u64 = 1 << 22;
 const PSTATE_DIT: u64 = 1 << 24;
 /// `SCTLR_EL1.SPAN`: an exception leaves PAN as it is.
 const SCTLR_SPAN: u64 = 1 << 23;
+/// `SCTLR_EL1.DSSBS`: what an exception makes of `PSTATE.SSBS`.
+const SCTLR_DSSBS: u64 = 1 << 44;
+/// `PSTATE.SSBS`.
+const PSTATE_SSBS: u64 = 1 << 12;
 /// `ESR_ELx.IL`: the instruction was 32 bits long.
 const ESR_IL: u64 = 1 << 25;
 
@@ -221,11 +233,9 @@ pub fn inject(context: &mut super::guest::GuestContext, injection: Injection) {
     write_sysreg!("esr_el1", esr);
     write_sysreg!("elr_el1", context.pc);
     write_sysreg!("spsr_el1", context.pstate);
-    let pan = if read_sysreg!("sctlr_el1") & SCTLR_SPAN == 0 {
-        PSTATE_PAN
-    } else {
-        context.pstate & PSTATE_PAN
-    };
-    context.pstate = PSTATE_EL1H_MASKED | pan | context.pstate & PSTATE_DIT;
+    let sctlr = read_sysreg!("sctlr_el1");
+    let pan = if sctlr & SCTLR_SPAN == 0 { PSTATE_PAN } else { context.pstate & PSTATE_PAN };
+    let ssbs = if sctlr & SCTLR_DSSBS == 0 { 0 } else { PSTATE_SSBS };
+    context.pstate = PSTATE_EL1H_MASKED | pan | ssbs | context.pstate & PSTATE_DIT;
     context.pc = read_sysreg!("vbar_el1").wrapping_add(offset);
 }

@@ -21,6 +21,7 @@ pub mod phys;
 pub mod probe;
 pub mod psci;
 pub mod rndr;
+pub mod serror;
 pub mod smc;
 pub mod sysreg;
 pub mod tables;

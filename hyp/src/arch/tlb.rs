@@ -35,8 +35,9 @@ fn empty(vmid: u64) -> u64 {
     (&raw const EMPTY_ROOT).addr() as u64 | vmid << VMID_SHIFT
 }
 
-/// Loads the stage-2 tables of a VM on this core.
+/// Loads the stage-2 tables of a VM on this core, after the EL1 registers that have been loaded.
 pub fn load(vttbr: u64) {
+    super::cpu::isb();
     write_sysreg!("vttbr_el2", vttbr);
     super::cpu::isb();
 }

@@ -85,7 +85,7 @@ pub fn check_core() {
             )));
         }
     }
-    if el1::timer_deadline().is_some() {
+    if el1::timer_deadline(true, true).is_some() {
         report(Reason::new(format_args!("core {core}: a guest's timer runs")));
     }
     if vgic_hw::is_enabled() {

@@ -134,7 +134,7 @@ impl NormalVcpu {
     /// Converts a value of the guest's virtual counter to one of the physical counter.
     #[must_use]
     pub fn physical_count(&self, virtual_count: u64) -> u64 {
-        virtual_count.wrapping_add(self.el1.counter_offset())
+        virtual_count.saturating_add(self.el1.counter_offset())
     }
 
     /// Decodes a synchronous exception, and deals with it if it concerns only this vCPU's

@@ -2,11 +2,11 @@
 
 use super::normal::{NormalVcpu, Outcome};
 use super::rec::RecVcpu;
-use super::{Vm, stats::Cause};
+use super::{Vm, lifecycle, stats::Cause};
 use crate::arch::guest::Trap;
 use crate::arch::late::LateArray;
 use crate::arch::percpu::core_index;
-use crate::arch::{el1, fp, mitigation, timer, tlb};
+use crate::arch::{el1, fp, mitigation, serror, timer, tlb};
 use crate::irq;
 use crate::monitor::trace;
 use crate::run::SCHEDULER;
@@ -16,7 +16,7 @@ use mm::Ipa;
 use sched::lifecycle::VcpuStatus;
 use sched::{CoreId, CoreSet, EntityId};
 use vmm_services::VcpuId;
-use vmm_services::exit::{Exit, FatalCause, Registers, Resume};
+use vmm_services::exit::{Exit, FatalCause, Registers, Resume, StopReason};
 use vmm_services::vgic::{LrImage, Vgic};
 
 /// Most vCPUs of all VMs together.
@@ -150,13 +150,14 @@ impl Vcpu {
     pub fn load(&mut self) {
         match &mut self.kind {
             Kind::Normal(vcpu) => {
-                let vttbr = crate::run::vttbr(self.vm);
                 mitigation::isolate();
-                tlb::load(vttbr);
+                vcpu.load();
+                // Now only: with the EL1 registers of another, a walk would leave its translations under
+                // this VM's VMID.
+                tlb::load(crate::run::vttbr(self.vm));
                 if self.vm.changes_resident(core_index(), self.id) {
                     tlb::invalidate_stage1_here();
                 }
-                vcpu.load();
                 irq::set_ppis_active(self.active_timer_interrupts(), true);
             }
             Kind::Rec(_) => fp::forget(),
@@ -168,7 +169,12 @@ impl Vcpu {
         if let Kind::Normal(vcpu) = &mut self.kind {
             vcpu.unload();
             tlb::unload();
-            irq::set_ppis_active(self.active_timer_interrupts(), false);
+            irq::end_guest_timers();
+            if let Some(syndrome) = serror::take() {
+                let cause = FatalCause::ExternalAbort { esr: syndrome, ipa: 0 };
+                let reason = lifecycle::explain(self.vm, &StopReason::Fatal(cause));
+                lifecycle::fail(self.vm, reason);
+            }
         }
     }
 
@@ -226,11 +232,18 @@ impl Vcpu {
         }
     }
 
-    /// When the guest's timers fire next, in nanoseconds. The vCPU is loaded.
+    /// When the guest's timers fire next that can, in nanoseconds. The vCPU is loaded.
+    ///
+    /// `active` are the physical interrupts ([`Vgic::hardware_active`]) that the guest has yet to
+    /// deactivate: until then they do not fire again, though the timer's time may have come.
     #[must_use]
-    pub fn timer_deadline(&self) -> Option<u64> {
+    pub fn timer_deadline(&self, active: u32) -> Option<u64> {
         let ticks = match &self.kind {
-            Kind::Normal(_) => el1::timer_deadline(),
+            Kind::Normal(_) => {
+                let ppis = irq::ppis();
+                let free = |intid| active & 1_u32.checked_shl(intid).unwrap_or(0) == 0;
+                el1::timer_deadline(free(ppis.virtual_timer), free(ppis.physical_timer))
+            }
             Kind::Rec(vcpu) => vcpu.timer_deadline(),
         };
         ticks.map(timer::ticks_to_ns)

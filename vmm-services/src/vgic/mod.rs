@@ -234,6 +234,12 @@ impl Vgic {
         self.private_changed(vcpu, bit)
     }
 
+    /// Whether the private interrupt `intid` of each vCPU is tied to one of the machine.
+    #[must_use]
+    pub fn is_tied(&self, intid: u32) -> bool {
+        1_u32.checked_shl(intid).unwrap_or(0) & self.tied != 0
+    }
+
     /// Ties the shared interrupt `intid` to that of the machine with the same number, by the HW bit
     /// of its list register. `level` says that the machine's is level-sensitive. Numbers that a vGIC
     /// does not have are ignored. Not for a REC.
