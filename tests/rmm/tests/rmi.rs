@@ -23,6 +23,8 @@ mod rsi;
 mod run;
 #[path = "rmi/stress.rs"]
 mod stress;
+#[path = "rmi/strictness.rs"]
+mod strictness;
 #[path = "rmi/tables.rs"]
 mod tables;
 #[path = "rmi/v2_global.rs"]

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, ThreadId};
 use std::vec::Vec;
 
-use crate::addr::{GRANULE_SIZE, Ipa, Pa};
+use crate::addr::{GRANULE_BYTES, GRANULE_SIZE, Ipa, Pa};
 use crate::context::{GicState, RecContext};
 use crate::granule::{GranuleSlot, GranuleState};
 use crate::host::cpu::Cpu;
@@ -173,6 +173,15 @@ impl Machine {
     /// There is no RAM at `pa`.
     pub fn space(&self, pa: Pa) -> Result<Space, AccessFault> {
         self.shared().memory.space(pa)
+    }
+
+    /// The contents of the granule at `pa` whatever space it is in, as a debugger of the machine
+    /// sees them.
+    ///
+    /// # Errors
+    /// There is no RAM at `pa`.
+    pub fn contents(&self, pa: Pa) -> Result<[u8; GRANULE_BYTES], AccessFault> {
+        self.shared().memory.contents(pa)
     }
 
     /// Gives a Non-secure granule to the secure world, so that its delegation fails; false if it is

@@ -61,6 +61,11 @@ impl Memory {
         Ok(self.granule(pa)?.space)
     }
 
+    /// Copies a granule, whatever space it is in.
+    pub(crate) fn contents(&self, pa: Pa) -> Result<[u8; GRANULE_BYTES], AccessFault> {
+        Ok(self.granule(pa)?.bytes.as_deref().copied().unwrap_or([0; GRANULE_BYTES]))
+    }
+
     /// Moves a granule from one space to another; false if it is not in the first.
     pub(crate) fn transition(&self, pa: Pa, from: Space, to: Space) -> bool {
         match self.granule(pa) {

@@ -272,11 +272,27 @@ impl<P: Platform> Monitor<P> {
 
     /// Makes a donated granule an auxiliary one.
     fn take_donated(&self, donation: Donation, pa: Pa) -> Result<(), Refusal> {
-        if donation.undelegated {
-            self.granule_delegate(pa)?;
-        }
-        self.lock(pa, GranuleState::Delegated)?.set_state(GranuleState::RecAux);
+        let granule = if donation.undelegated {
+            let granule = self.lock(pa, GranuleState::Undelegated)?;
+            self.platform.gpt_delegate(pa).map_err(|_| Refusal::INPUT)?;
+            self.platform.zero_granule(pa);
+            granule
+        } else {
+            self.lock(pa, GranuleState::Delegated)?
+        };
+        granule.set_state(GranuleState::RecAux);
         Ok(())
+    }
+
+    /// Wipes auxiliary granules and gives them back in the state in which they were donated.
+    fn give_back(&self, aux: &[Pa], undelegated: bool) {
+        for pa in aux {
+            let granule = self.lock_own(*pa, GranuleState::RecAux);
+            self.platform.zero_granule(*pa);
+            let moved = undelegated && self.platform.gpt_undelegate(*pa).is_ok();
+            let state = if moved { GranuleState::Undelegated } else { GranuleState::Delegated };
+            granule.set_state(state);
+        }
     }
 
     /// Copies and checks a donation: pages, at most `requested`; where they have to be contiguous, all that
@@ -305,7 +321,7 @@ impl<P: Platform> Monitor<P> {
         }
     }
 
-    /// OP_MEM_RECLAIM: gives granules back, delegated; x1 counts the descriptors in the list.
+    /// OP_MEM_RECLAIM: gives granules back; x1 counts the descriptors in the list.
     pub(crate) fn op_mem_reclaim(
         &self,
         handle: u64,
@@ -333,11 +349,7 @@ impl<P: Platform> Monitor<P> {
             context.park(operation);
             return Err(refusal);
         }
-        self.return_aux(&aux.as_slice()[..given], true);
-        for pa in aux.as_slice()[..given].iter().filter(|_| undelegated) {
-            // It was delegated for this, and nobody else can have undelegated it.
-            self.granule_undelegate(*pa)?;
-        }
+        self.give_back(&aux.as_slice()[..given], undelegated);
         aux.remove_first(given);
         let drained = room > 0 && aux.as_slice().is_empty();
         context.park(Operation::Reclaim { object, aux, undelegated, drained, outcome });

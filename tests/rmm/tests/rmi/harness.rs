@@ -50,6 +50,22 @@ pub(crate) fn page_descriptor(pa: Pa) -> u64 {
     pa.0 | 1 << 2
 }
 
+/// A small generator (xorshift), so that a run can be repeated; its state is not 0.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+
+    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
+}
+
 /// A machine and a granule allocator.
 pub(crate) struct Host {
     pub(crate) machine: Machine,
@@ -210,9 +226,19 @@ impl Host {
         pa
     }
 
+    /// All granules that were allocated.
+    pub(crate) fn used(&self) -> impl Iterator<Item = Pa> + '_ {
+        (0..self.next.get()).map(|index| self.machine.ram().base.offset(index * GRANULE_SIZE))
+    }
+
     pub(crate) fn realm(&self) -> Realm {
+        self.realm_with_vmid(1)
+    }
+
+    /// A realm with this VMID, which is the monitor's in 2.0.
+    pub(crate) fn realm_with_vmid(&self, vmid: u64) -> Realm {
         let realm = Realm { rd: self.delegated(), root: self.delegated() };
-        let vmid = if self.stateful { 0 } else { 1 };
+        let vmid = if self.stateful { 0 } else { vmid };
         let params = self.page(&realm_params(realm.root, vmid));
         assert_eq!(self.status(fid::REALM_CREATE, [realm.rd.0, params.0]), OK);
         realm
@@ -271,21 +297,45 @@ impl Host {
 
     /// REC number `mpidr` with its auxiliary granules.
     pub(crate) fn rec(&self, realm: Realm, mpidr: u64, runnable: bool) -> (Pa, Vec<Pa>) {
-        let aux: Vec<Pa> = (0..16).map(|_| self.delegated()).collect();
+        let base = self.alloc(16);
+        let aux: Vec<Pa> = (0..16).map(|number| base.offset(number * GRANULE_SIZE)).collect();
         let rec = self.delegated();
         if self.stateful {
             let params = self.page(&rec_params(runnable.into(), mpidr, 0x1000, &[]));
-            let created = self.call(fid::REC_CREATE, [realm.rd.0, rec.0, params.0]);
-            assert_eq!(created[0], INCOMPLETE | DONATE);
-            let list = self.page(&descriptors(&aux));
-            let donated = self.call(fid2::OP_MEM_DONATE, [created[1], list.0, 16]);
-            assert_eq!(donated[..3], [INCOMPLETE, 16, 0]);
-            assert_eq!(self.status(fid2::OP_CONTINUE, [created[1], 0]), OK);
+            let begun = self.call(fid::REC_CREATE, [realm.rd.0, rec.0, params.0]);
+            self.donate(begun, &aux);
+            assert_eq!(self.status(fid2::OP_CONTINUE, [begun[1], 0]), OK);
             return (rec, aux);
         }
+        aux.iter().for_each(|pa| self.delegate(*pa));
         let params = self.page(&rec_params(runnable.into(), mpidr, 0x1000, &aux));
         assert_eq!(self.status(fid::REC_CREATE, [realm.rd.0, rec.0, params.0]), OK);
         (rec, aux)
+    }
+
+    /// Gives an operation that has begun what it asks for, from undelegated granules side by side,
+    /// which must be exactly enough.
+    fn donate(&self, begun: [u64; 8], granules: &[Pa]) {
+        const CANCELLABLE: u64 = 1 << 10;
+        const UNDELEGATED: u64 = 1 << 17;
+        let [mut status, handle, mut request, ..] = begun;
+        let mut left = granules;
+        while status & !CANCELLABLE == INCOMPLETE | DONATE {
+            let count = request >> 2 & 0x3fff;
+            let (given, rest) = left.split_at(count as usize);
+            let mut descriptor = given[0].0 | count << 2;
+            if request & UNDELEGATED != 0 {
+                descriptor |= 1 << 63;
+            } else {
+                given.iter().for_each(|pa| self.delegate(*pa));
+            }
+            let list = self.page(&Params::new().set(0, descriptor));
+            let taken;
+            [status, taken, request, ..] = self.call(fid2::OP_MEM_DONATE, [handle, list.0, 1]);
+            assert_eq!(taken, count);
+            left = rest;
+        }
+        assert_eq!((status, left.len()), (INCOMPLETE, 0));
     }
 
     /// An active realm with one REC.

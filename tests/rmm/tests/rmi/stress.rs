@@ -8,22 +8,10 @@ use rmm::Ipa;
 use rmm::abi::fid;
 use rmm::host::{Census, Config, Machine};
 
-use crate::harness::{Host, OK, Realm};
+use crate::harness::{Host, OK, Random, Realm};
 
 /// Number of pages that the threads fight about.
 const PAGES: u64 = 8;
-
-/// A small generator of its own per thread (xorshift), so that a run can be repeated.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-}
 
 /// Calls of one thread: delegation, pages, tables, entries, all on the same few granules.
 fn disturb(machine: &Machine, realm: Realm, rec: u64, pool: u64, seed: u64) {
