@@ -31,9 +31,13 @@ mod tables;
 mod v2_global;
 #[path = "rmi/v2_model.rs"]
 mod v2_model;
+#[path = "rmi/v2_operation_model.rs"]
+mod v2_operation_model;
 #[path = "rmi/v2_operations.rs"]
 mod v2_operations;
 #[path = "rmi/v2_ranges.rs"]
 mod v2_ranges;
 #[path = "rmi/v2_run.rs"]
 mod v2_run;
+#[path = "rmi/v2_stress.rs"]
+mod v2_stress;
