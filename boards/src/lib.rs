@@ -10,6 +10,7 @@ mod qemu_virt;
 
 use mm::PhysAddr;
 use mm::ledger::PhysRange;
+use vmm_services::machine::UartModel;
 
 /// A board: what Suzerain must know about it beyond its device tree.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,10 +22,11 @@ pub struct Board {
     /// Where firmware leaves the device tree when it passes no pointer to one: the start of DRAM
     /// on many machines.
     pub device_tree: Option<PhysAddr>,
-    /// Registers of the PL011 to use if the tree names no console that there is a driver for.
-    pub console: Option<PhysAddr>,
-    /// Input clock of the console UART in Hz, if the hypervisor is to set the line to 115200 8N1;
-    /// `None` leaves what firmware has set.
+    /// The UART to use if the tree names none that there is a driver for: its registers, and what
+    /// it is.
+    pub console: Option<(PhysAddr, UartModel)>,
+    /// Input clock of the console in Hz if that is a PL011 and the hypervisor is to set the line to
+    /// 115200 8N1; `None` leaves what firmware has set.
     pub console_clock_hz: Option<u32>,
     /// Where the bundle of VMs lies if `/chosen` names no initrd.
     pub bundle: Option<PhysAddr>,
@@ -85,7 +87,7 @@ mod tests {
         for board in BOARDS {
             assert!(board.device_tree.is_none_or(|at| at.is_aligned(8)), "{}", board.name);
             assert!(board.bundle.is_none_or(|at| at.is_aligned(4096)), "{}", board.name);
-            assert!(board.console.is_none_or(|at| at.is_aligned(4)), "{}", board.name);
+            assert!(board.console.is_none_or(|(at, _)| at.is_aligned(4)), "{}", board.name);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::Board;
 use mm::PhysAddr;
+use vmm_services::machine::UartModel;
 
 /// The board.
 pub(crate) static BOARD: Board = Board {
@@ -10,7 +11,7 @@ pub(crate) static BOARD: Board = Board {
     // TF-A built without ARM_LINUX_KERNEL_AS_BL33 passes the MPIDR in x0 and leaves QEMU's tree
     // where QEMU put it.
     device_tree: Some(PhysAddr::new(0x4000_0000)),
-    console: Some(PhysAddr::new(0x0900_0000)),
+    console: Some((PhysAddr::new(0x0900_0000), UartModel::Pl011)),
     // Fixed clock `apb-pclk` of the tree.
     console_clock_hz: Some(24_000_000),
     bundle: Some(PhysAddr::new(0x7000_0000)),

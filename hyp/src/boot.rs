@@ -9,9 +9,9 @@ use crate::{console, cores, entropy, irq, memory, panic, println, vm};
 use boards::BOARDS;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
+use mm::PhysAddr;
 use mm::ledger::PhysRange;
-use mm::{PAGE_SIZE, PhysAddr};
-use vmm_services::machine::{MachineTree, tree_size};
+use vmm_services::machine::{Conduit, MachineTree, tree_size};
 use vmm_services::manifest;
 
 /// Bytes of a device tree that tell its size.
@@ -154,10 +154,14 @@ fn boot(x0: u64) -> Result<(), BootError> {
     memory::switch_to_final_tables()?;
     let tree = find_device_tree(x0).ok_or(BootError::Tree)?;
     let parsed = MachineTree::parse(tree.bytes).map_err(|_| BootError::Tree)?;
+    psci::init(parsed.psci() == Some(Conduit::Smc));
     let console = machine::console(&parsed).ok_or(BootError::Console)?;
-    start_console(console)?;
-    vm::passthrough::init(parsed);
+    start_console(&console)?;
+    vm::passthrough::init(parsed, console.pages());
     println!("Suzerain {}", env!("CARGO_PKG_VERSION"));
+    if let Some((path, why)) = console.passed_over {
+        log::warn!("console on {}, since stdout-path is {path}: {why}", console.said_by);
+    }
     let machine = Machine::read(&parsed)?;
     console::set_level(machine.bootargs);
     let image = layout::image();
@@ -191,7 +195,7 @@ fn boot(x0: u64) -> Result<(), BootError> {
     stage!("interrupt controller at {:#x}", machine.gic.distributor.base);
 
     // Without firmware to take it, the call itself would be an undefined instruction.
-    match machine.psci.then(psci::version) {
+    match psci::is_present().then(psci::version) {
         Some(Ok(version)) => {
             stage!("PSCI {}.{}", version.major, version.minor);
             firmware::init();
@@ -213,7 +217,7 @@ fn boot(x0: u64) -> Result<(), BootError> {
     vm::build::init_stage2()?;
     vm::realm::init(rme, &machine.memory);
     stage!("realms: {}", vm::realm::Availability);
-    start_console_input(console);
+    start_console_input(&console);
     crate::run::expect_cores(cores::online_mask());
     vm::build::start_all();
     cores::release();
@@ -308,18 +312,18 @@ fn check_free(
     Ok(())
 }
 
-fn start_console(console: machine::Console) -> Result<(), BootError> {
-    memory::map_device(machine::pages(console.registers.get(), PAGE_SIZE))?;
-    // SAFETY: the tree or the board says that a PL011 is there; it was just mapped, and nothing
+fn start_console(console: &machine::Console<'_>) -> Result<(), BootError> {
+    memory::map_device(console.pages())?;
+    // SAFETY: the tree or the board says that this UART is there; it was just mapped, and nothing
     // else drives it.
-    unsafe { console::init(console.registers, console.clock_hz) };
+    unsafe { console::init(console.place) };
     Ok(())
 }
 
-fn start_console_input(console: machine::Console) {
+fn start_console_input(console: &machine::Console<'_>) {
     match console.intid.map(console::enable_input) {
         Some(Ok(())) => stage!("operator console: Ctrl-T ? for help"),
         Some(Err(error)) => stage!("operator console: no input, {error}"),
-        None => stage!("operator console: no input, the device tree names no interrupt"),
+        None => stage!("operator console: no input, the device tree names no interrupt of the GIC"),
     }
 }

@@ -9,16 +9,12 @@ use crate::cores;
 use crate::irq::{self, IrqError};
 use crate::panic;
 use crate::sync::Lock;
-use arm_pl011_uart::{DataBits, Interrupts, LineConfig, PL011Registers, Parity, StopBits, Uart};
+use crate::uart::{Place, Uart};
 use arrayvec::{ArrayString, ArrayVec};
 use core::fmt::{self, Write};
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use mm::PhysAddr;
-use safe_mmio::UniqueMmioPointer;
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use spin::Once;
 
-/// Baud rate where the UART's clock is known and the UART is ours to configure.
-const BAUD_RATE: u32 = 115_200;
 /// Attempts to take the console lock before a core that reports a fatal error goes without.
 const FATAL_LOCK_ATTEMPTS: u32 = 1 << 20;
 
@@ -31,15 +27,15 @@ const ERASE_LINE: &str = "\r\x1b[K";
 const BELL: u8 = 0x07;
 
 static CONSOLE: Lock<Option<Console>> = Lock::new(None);
-/// Address of the UART once [`init`] has run, for reports that cannot wait for the lock.
-static UART_BASE: AtomicUsize = AtomicUsize::new(0);
+/// Where the UART is once [`init`] has run, for reports that cannot wait for the lock.
+static PLACE: Once<Place> = Once::new();
 /// INTID of the UART once [`enable_input`] has run, else 0.
 static INTERRUPT: AtomicU32 = AtomicU32::new(0);
 /// Whether received bytes wait in [`Console::input`].
 static HAS_INPUT: AtomicBool = AtomicBool::new(false);
 
 struct Console {
-    uart: Uart<'static>,
+    uart: Uart,
     input: ArrayVec<u8, INPUT_MAX>,
     /// The cursor is at the start of a line.
     at_start: bool,
@@ -54,7 +50,7 @@ struct Console {
 }
 
 impl Console {
-    const fn new(uart: Uart<'static>) -> Self {
+    const fn new(uart: Uart) -> Self {
         Self {
             uart,
             input: ArrayVec::new_const(),
@@ -67,10 +63,7 @@ impl Console {
     }
 
     fn write_byte(&mut self, byte: u8) {
-        while self.uart.is_tx_fifo_full() {
-            core::hint::spin_loop();
-        }
-        self.uart.write_word(byte);
+        self.uart.write(byte);
     }
 
     /// Writes text that does not go into a line that somebody else has begun.
@@ -99,7 +92,7 @@ impl Console {
     /// Takes what the UART has received, as much as there is room for.
     fn receive(&mut self) {
         while !self.input.is_full() {
-            match self.uart.read_word() {
+            match self.uart.read() {
                 Ok(Some(byte)) => self.input.push(byte),
                 Ok(None) => break,
                 // The byte is damaged, or it is the one after others that are lost: go on.
@@ -107,14 +100,10 @@ impl Console {
             }
         }
         // Without room the interrupt, which would come again at once, waits until there is some.
-        let wanted = if self.input.is_full() { Interrupts::empty() } else { INPUT_INTERRUPTS };
-        self.uart.set_interrupt_masks(wanted);
+        self.uart.set_receive_interrupt(!self.input.is_full());
         HAS_INPUT.store(!self.input.is_empty(), Ordering::Release);
     }
 }
-
-/// Interrupts of the UART that tell that it has received something.
-const INPUT_INTERRUPTS: Interrupts = Interrupts::RXI.union(Interrupts::RTI);
 
 impl Write for Console {
     fn write_str(&mut self, s: &str) -> fmt::Result {
@@ -131,32 +120,17 @@ impl Write for Console {
     }
 }
 
-/// Starts the console on the PL011 at `base` and makes it the target of `log`.
-///
-/// `clock_hz` is the UART's input clock; with `None` the line settings stay as firmware left them.
+/// Starts the console on the UART at `place` and makes it the target of `log`.
 ///
 /// # Safety
 ///
-/// `base` must be the registers of a PL011 that is mapped as device memory at EL2 for good, and
-/// that no other driver of this image uses.
-pub unsafe fn init(base: PhysAddr, clock_hz: Option<u32>) {
-    let Some(registers) = NonNull::new(base.get() as *mut PL011Registers) else { return };
+/// As for [`Uart::new`].
+pub unsafe fn init(place: Place) {
     // SAFETY: the caller vouches for the registers and their exclusive use.
-    let mut uart = Uart::new(unsafe { UniqueMmioPointer::new(registers) });
-    if let Some(clock) = clock_hz {
-        while uart.is_busy() {
-            core::hint::spin_loop();
-        }
-        let line = LineConfig {
-            data_bits: DataBits::Bits8,
-            parity: Parity::None,
-            stop_bits: StopBits::One,
-        };
-        // A clock too slow for the baud rate leaves the settings of firmware in place.
-        let _ = uart.enable(line, BAUD_RATE, clock);
-    }
+    let Some(mut uart) = (unsafe { Uart::new(place) }) else { return };
+    uart.start(place);
     *CONSOLE.lock() = Some(Console::new(uart));
-    UART_BASE.store(registers.as_ptr().addr(), Ordering::Release);
+    PLACE.call_once(|| place);
     if log::set_logger(&Logger).is_ok() {
         log::set_max_level(log::LevelFilter::Info);
     }
@@ -208,6 +182,7 @@ pub fn take_interrupt(intid: u32) -> bool {
         return false;
     }
     if let Some(console) = CONSOLE.lock().as_mut() {
+        console.uart.acknowledge();
         console.receive();
     }
     true
@@ -291,20 +266,18 @@ fn print_fatal(args: fmt::Arguments<'_>) {
         }
         core::hint::spin_loop();
     }
-    let Some(registers) = NonNull::new(UART_BASE.load(Ordering::Acquire) as *mut PL011Registers)
-    else {
-        return;
-    };
-    // SAFETY: `init` was given these registers. Another core may use them at the same time; the
-    // only effect of the flag and data register accesses made here is that characters mix.
-    let uart = Uart::new(unsafe { UniqueMmioPointer::new(registers) });
-    let _ = Console::new(uart).write_fmt(args);
+    let Some(place) = PLACE.get() else { return };
+    // SAFETY: `init` was given these registers. Another core may use them at the same time; the only
+    // effect of the accesses to status and data registers made here is that characters mix.
+    if let Some(uart) = unsafe { Uart::new(*place) } {
+        let _ = Console::new(uart).write_fmt(args);
+    }
 }
 
 /// Waits until the UART has sent everything.
 pub fn flush() {
-    if let Some(guard) = CONSOLE.try_lock()
-        && let Some(console) = guard.as_ref()
+    if let Some(mut guard) = CONSOLE.try_lock()
+        && let Some(console) = guard.as_mut()
     {
         while console.uart.is_busy() {
             core::hint::spin_loop();

@@ -28,7 +28,7 @@ pub fn start_all(machine: &Machine<'_>) {
         log::warn!("{left_out} cores are more than this image drives and stay off");
     }
     for (core, index) in others.zip(1..MAX_CORES) {
-        if !machine.psci || core.enable != Enable::Psci {
+        if !psci::is_present() || core.enable != Enable::Psci {
             log::warn!("core {index} ({:#x}) has no PSCI enable method, left off", core.mpidr);
             continue;
         }

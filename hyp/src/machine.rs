@@ -1,16 +1,15 @@
 //! What the machine is: its device tree and its board module put together.
 
+use crate::uart::Place;
 use arrayvec::ArrayVec;
 use boards::Board;
 use core::fmt;
 use mm::ledger::PhysRange;
 use mm::{PAGE_SIZE, PhysAddr};
 use vmm_services::machine::{
-    Conduit, Cpu, GicV3, MAX_CPUS, MAX_MEMORY, MAX_RESERVED, MachineTree, Region, TreeError,
+    Conduit, Cpu, GicV3, MAX_CPUS, MAX_MEMORY, MAX_RESERVED, MachineTree, Region, TreeConsole,
+    TreeError, Unusable,
 };
-
-/// `compatible` of the one kind of UART that there is a driver for.
-const CONSOLE_COMPATIBLE: &str = "arm,pl011";
 
 /// INTIDs (16 to 31) of the per-core interrupts that the hypervisor uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +54,6 @@ pub struct Machine<'a> {
     pub gic: GicV3,
     /// Per-core interrupts.
     pub ppis: PpiIds,
-    /// Whether there is PSCI firmware to call by SMC.
-    pub psci: bool,
     /// Where the boot loader put an initial RAM disk, which is the bundle.
     pub initrd: Option<PhysRange>,
     /// The command line.
@@ -117,24 +114,38 @@ fn board(tree: &MachineTree<'_>) -> &'static Board {
 
 /// Where the console is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Console {
-    /// Registers of a PL011.
-    pub registers: PhysAddr,
-    /// Its input clock in Hz, if the hypervisor is to set the line.
-    pub clock_hz: Option<u32>,
+pub struct Console<'a> {
+    /// The UART.
+    pub place: Place,
     /// INTID of its interrupt, if the tree says it; without, there is no input.
     pub intid: Option<u32>,
+    /// What says so: the name of its node, or the board.
+    pub said_by: &'a str,
+    /// What the tree's `stdout-path` says, if it is not that UART, and why not.
+    pub passed_over: Option<(&'a str, Unusable<'a>)>,
+}
+
+impl Console<'_> {
+    /// The whole pages that its registers lie in.
+    #[must_use]
+    pub fn pages(&self) -> PhysRange {
+        pages(self.place.registers.get(), self.place.model.bytes())
+    }
 }
 
 /// The console: from the tree, else from the board. Needed first of all, so that what is wrong with
 /// the rest of the tree can be said.
 #[must_use]
-pub fn console(tree: &MachineTree<'_>) -> Option<Console> {
+pub fn console<'a>(tree: &MachineTree<'a>) -> Option<Console<'a>> {
     let board = board(tree);
-    let uart = tree.uart().filter(|uart| uart.compatible == CONSOLE_COMPATIBLE);
+    let TreeConsole { uart, passed_over } = tree.console();
+    let (registers, model) = match &uart {
+        Some(uart) => (PhysAddr::new(uart.region.base), uart.model),
+        None => board.console?,
+    };
+    let place = Place { registers, model, clock_hz: board.console_clock_hz };
     let intid = uart.and_then(|uart| uart.intid);
-    let registers = uart.map(|uart| PhysAddr::new(uart.region.base)).or(board.console)?;
-    Some(Console { registers, clock_hz: board.console_clock_hz, intid })
+    Some(Console { place, intid, said_by: uart.map_or(board.name, |uart| uart.name), passed_over })
 }
 
 impl<'a> Machine<'a> {
@@ -159,7 +170,6 @@ impl<'a> Machine<'a> {
             cpus: tree.cpus()?,
             ppis: ppis(tree, gic.maintenance),
             gic,
-            psci: tree.psci() == Some(Conduit::Smc),
             initrd: tree.initrd()?.map(|region| {
                 PhysRange::new(PhysAddr::new(region.base), PhysAddr::new(region.end()))
             }),

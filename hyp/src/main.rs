@@ -17,4 +17,5 @@ pub mod monitor;
 pub mod panic;
 pub mod run;
 pub mod sync;
+pub mod uart;
 pub mod vm;

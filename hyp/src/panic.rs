@@ -57,10 +57,20 @@ pub fn stopped_cores() -> impl Iterator<Item = (usize, &'static Reason)> {
     REASONS.iter().enumerate().filter_map(|(core, reason)| Some((core, reason.get()?)))
 }
 
-/// Powers the machine off, or stops this core if firmware cannot.
+/// Bit per core that has asked firmware to power the machine off.
+static OFF: AtomicU32 = AtomicU32::new(0);
+
+/// Powers the machine off, or stops this core if there is no firmware that does.
 pub fn power_off() -> ! {
+    let bit = 1 << core_index();
+    // The call itself may have ended in the exception whose report leads here.
+    let again = OFF.fetch_or(bit, Ordering::Relaxed) & bit != 0;
+    if psci::is_present() && !again {
+        console::flush();
+        psci::system_off();
+    }
+    println!("core {} is parked: no firmware powers this machine off", core_index());
     console::flush();
-    psci::system_off();
     cpu::park()
 }
 

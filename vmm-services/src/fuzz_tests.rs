@@ -45,7 +45,11 @@ fn read_tree(bytes: &[u8]) {
         assert!(memory.iter().all(|region| region.size > 0 && region.end() > region.base));
     }
     let _ = (tree.reserved(), tree.initrd(), tree.bootargs(), tree.cpus(), tree.psci());
-    let _ = (tree.gicv3(), tree.uart(), tree.timers());
+    let _ = (tree.gicv3(), tree.console(), tree.timers());
+    for device in tree.devices() {
+        let regions = device.regions().flatten();
+        assert!(regions.into_iter().all(|region| region.base.checked_add(region.size).is_some()));
+    }
 }
 
 #[test]

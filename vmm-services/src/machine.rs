@@ -4,6 +4,13 @@ use crate::fdt::{Fdt, FdtError, Node};
 use arrayvec::ArrayVec;
 use core::fmt;
 
+mod device;
+mod uart;
+
+pub use device::{Device, Untranslated};
+pub use ns16550::Layout as Ns16550Layout;
+pub use uart::{TreeConsole, Uart, UartModel, Unusable};
+
 /// Largest tree that is looked at, in bytes: the limit of the arm64 boot protocol.
 pub const MAX_TREE: usize = 2 << 20;
 /// Most memory ranges.
@@ -89,17 +96,6 @@ pub struct GicV3 {
     pub maintenance: Option<u32>,
 }
 
-/// The console UART.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Uart<'a> {
-    /// Registers.
-    pub region: Region,
-    /// First, most specific, entry of `compatible`.
-    pub compatible: &'a str,
-    /// Interrupt, as INTID.
-    pub intid: Option<u32>,
-}
-
 /// Interrupts of the generic timer, as INTIDs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timers {
@@ -122,6 +118,8 @@ pub enum TreeError {
     TooLong,
     /// A node or property that is needed is missing or malformed.
     Missing(&'static str),
+    /// This device lies below a bus whose `ranges` do not say where.
+    Untranslated(&'static str),
     /// There are more of these than fit.
     TooMany(&'static str),
 }
@@ -132,6 +130,9 @@ impl fmt::Display for TreeError {
             Self::Format(error) => error.fmt(f),
             Self::TooLong => write!(f, "device tree is longer than {MAX_TREE} bytes"),
             Self::Missing(what) => write!(f, "device tree has no usable {what}"),
+            Self::Untranslated(what) => {
+                write!(f, "device tree has {what} below a bus whose ranges do not say where")
+            }
             Self::TooMany(what) => write!(f, "device tree has too many entries of {what}"),
         }
     }
@@ -160,6 +161,8 @@ pub struct MachineTree<'a> {
     fdt: Fdt<'a>,
     /// Cells of an interrupt specifier: as the node of the GIC says, otherwise three.
     specifier_cells: usize,
+    /// `phandle` of the GIC, if it has one.
+    gic: Option<u32>,
 }
 
 impl<'a> MachineTree<'a> {
@@ -168,13 +171,14 @@ impl<'a> MachineTree<'a> {
     /// # Errors
     /// [`TreeError::Format`] when it is malformed.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, TreeError> {
-        let mut tree = Self { fdt: Fdt::new(bytes)?, specifier_cells: 3 };
+        let mut tree = Self { fdt: Fdt::new(bytes)?, specifier_cells: 3, gic: None };
         let gics = ["arm,gic-v3", "arm,gic-400", "arm,cortex-a15-gic"];
         let gic = gics.iter().find_map(|name| tree.find_compatible(name));
-        let width = gic.and_then(|n| n.property("#interrupt-cells")).and_then(|p| p.u32());
-        if let Some(width) = width {
+        let number = |name| gic.as_ref()?.node().property(name)?.u32();
+        if let Some(width) = number("#interrupt-cells") {
             tree.specifier_cells = width.clamp(3, 4) as usize;
         }
+        tree.gic = number("phandle");
         Ok(tree)
     }
 
@@ -264,7 +268,11 @@ impl<'a> MachineTree<'a> {
     /// How firmware's PSCI is called, if there is PSCI 0.2 or later.
     #[must_use]
     pub fn psci(&self) -> Option<Conduit> {
-        let node = self.fdt.find("/psci").or_else(|| self.find_compatible("arm,psci-1.0"))?;
+        let node = self
+            .fdt
+            .find("/psci")
+            .filter(Node::is_enabled)
+            .or_else(|| self.find_compatible("arm,psci-1.0").map(|device| *device.node()))?;
         let versions = ["arm,psci-1.0", "arm,psci-0.2"];
         if !versions.iter().any(|v| node.is_compatible(v)) {
             return None;
@@ -282,12 +290,14 @@ impl<'a> MachineTree<'a> {
     /// [`TreeError`] when there is none or its node is malformed.
     pub fn gicv3(&self) -> Result<GicV3, TreeError> {
         const WHAT: &str = "arm,gic-v3";
-        let node = self.find_compatible(WHAT).ok_or(TreeError::Missing(WHAT))?;
-        let mut regions = node.reg().filter_map(Region::new);
+        let device = self.find_compatible(WHAT).ok_or(TreeError::Missing(WHAT))?;
+        let mut regions = device.regions();
         let distributor = regions.next().ok_or(TreeError::Missing("distributor"))?;
-        let count = node.property("#redistributor-regions").and_then(|p| p.u32()).unwrap_or(1);
+        let distributor = distributor.map_err(|_| TreeError::Untranslated(WHAT))?;
+        let count = device.node().property("#redistributor-regions").and_then(|p| p.u32());
         let mut redistributors = ArrayVec::new();
-        for region in regions.take(count as usize) {
+        for region in regions.take(count.unwrap_or(1) as usize) {
+            let region = region.map_err(|_| TreeError::Untranslated(WHAT))?;
             redistributors
                 .try_push(region)
                 .map_err(|_| TreeError::TooMany("redistributor regions"))?;
@@ -295,69 +305,48 @@ impl<'a> MachineTree<'a> {
         if redistributors.is_empty() {
             return Err(TreeError::Missing("redistributor region"));
         }
-        Ok(GicV3 { distributor, redistributors, maintenance: self.intid(&node, 0) })
-    }
-
-    /// The console: what `stdout-path` names, else the first enabled PL011.
-    #[must_use]
-    pub fn uart(&self) -> Option<Uart<'a>> {
-        let chosen = self.stdout().filter(Node::is_enabled);
-        let node = chosen.or_else(|| self.find_compatible("arm,pl011"))?;
-        Some(Uart {
-            region: node.reg().find_map(Region::new)?,
-            compatible: node.property("compatible")?.strings().next()?,
-            intid: self.intid(&node, 0),
-        })
+        Ok(GicV3 { distributor, redistributors, maintenance: self.intid(&device, 0) })
     }
 
     /// Interrupts of the generic timer.
     #[must_use]
     pub fn timers(&self) -> Option<Timers> {
-        let node = self.find_compatible("arm,armv8-timer")?;
+        let node = &self.find_compatible("arm,armv8-timer")?;
         Some(Timers {
-            secure: self.intid(&node, 0),
-            physical: self.intid(&node, 1),
-            virt: self.intid(&node, 2),
-            hypervisor: self.intid(&node, 3),
+            secure: self.intid(node, 0),
+            physical: self.intid(node, 1),
+            virt: self.intid(node, 2),
+            hypervisor: self.intid(node, 3),
         })
     }
 
-    /// Interrupt number `index` of `node`, as INTID, with the flags of its specifier.
+    /// Interrupt number `index` of `device`, as INTID, with the flags of its specifier.
     #[must_use]
-    pub fn interrupt(&self, node: &Node<'_>, index: usize) -> Option<(u32, u32)> {
+    pub fn interrupt(&self, device: &Device<'a>, index: usize) -> Option<(u32, u32)> {
         let at = self.specifier_cells * index;
-        let flags = node.property("interrupts")?.cells().nth(at + 2)?;
-        Some((self.intid(node, index)?, flags))
+        let flags = device.node().property("interrupts")?.cells().nth(at + 2)?;
+        Some((self.intid(device, index)?, flags))
     }
 
-    /// All nodes at the root and on simple buses below it, enabled or not: whatever can have
-    /// registers in the address space of the processors.
-    ///
-    /// Addresses below a bus are taken as they are: buses that translate are not followed.
-    pub fn devices(&self) -> impl Iterator<Item = Node<'a>> + use<'a> {
-        let root = self.fdt.root();
-        let buses = root.children().filter(|n| n.is_compatible("simple-bus"));
-        root.children().chain(buses.flat_map(|bus| bus.children()))
+    /// All nodes, enabled or not, with the buses above them.
+    pub fn devices(&self) -> impl Iterator<Item = Device<'a>> + use<'a> {
+        self.fdt.nodes().filter_map(Device::new)
     }
 
-    fn intid(&self, node: &Node<'_>, index: usize) -> Option<u32> {
-        intid(node, self.specifier_cells, index)
-    }
-
-    fn stdout(&self) -> Option<Node<'a>> {
-        let path = self.fdt.find("/chosen")?.property("stdout-path")?.str()?;
-        let path = path.split(':').next()?;
-        if path.starts_with('/') {
-            return self.fdt.find(path);
+    /// INTID of interrupt number `index` of `device`; `None` too if it goes to another interrupt
+    /// controller than the GIC.
+    fn intid(&self, device: &Device<'a>, index: usize) -> Option<u32> {
+        if let (Some(parent), Some(gic)) = (device.interrupt_parent(), self.gic)
+            && parent != gic
+        {
+            return None;
         }
-        self.fdt.find(self.fdt.find("/aliases")?.property(path)?.str()?)
+        intid(device.node(), self.specifier_cells, index)
     }
 
-    /// The first enabled node compatible with `wanted`, at the root or on a simple bus below it.
-    ///
-    /// Addresses below a bus are taken as they are: buses that translate are not followed.
-    fn find_compatible(&self, wanted: &str) -> Option<Node<'a>> {
-        self.devices().find(|n| n.is_compatible(wanted) && n.is_enabled())
+    /// The first enabled node compatible with `wanted`.
+    fn find_compatible(&self, wanted: &str) -> Option<Device<'a>> {
+        self.devices().find(|device| device.node().is_compatible(wanted) && device.is_enabled())
     }
 }
 
@@ -383,5 +372,4 @@ fn intid(node: &Node<'_>, width: usize, index: usize) -> Option<u32> {
 }
 
 #[cfg(test)]
-#[path = "machine_tests.rs"]
 mod tests;

@@ -4,8 +4,7 @@
 //! given away only if the machine's device tree knows it and nothing else lies in its pages, and
 //! only if it cannot reach memory by itself: there is no driver for an SMMU.
 
-use crate::fdt::Node;
-use crate::machine::{MachineTree, Region};
+use crate::machine::{Device, MachineTree, Region, Untranslated};
 use core::fmt;
 use mm::PAGE_SIZE;
 
@@ -62,7 +61,9 @@ pub enum Refusal<'a> {
     Console,
     /// No node of the device tree has registers there.
     NotInTree,
-    /// The node is disabled: it does not exist, or belongs to the secure world.
+    /// A node with these numbers is there, but on a bus of which it is not known where it lies.
+    Untranslated(&'a str, Untranslated<'a>),
+    /// The node, or a bus above it, is disabled: it does not exist, or belongs to the secure world.
     Disabled(&'a str),
     /// The registers of another node lie in the same pages.
     Shared(&'a str),
@@ -80,6 +81,7 @@ impl fmt::Display for Refusal<'_> {
             Self::InterruptController => f.write_str("it overlaps the interrupt controller"),
             Self::Console => f.write_str("it overlaps the hypervisor's console"),
             Self::NotInTree => f.write_str("the machine's device tree has no device there"),
+            Self::Untranslated(node, error) => write!(f, "{node} cannot be found: {error}"),
             Self::Disabled(node) => write!(f, "{node} is disabled in the machine's device tree"),
             Self::Shared(node) => write!(f, "{node} has registers in the same pages"),
             Self::Dma(node) => write!(f, "{node} accesses memory, and there is no SMMU driver"),
@@ -100,7 +102,8 @@ fn overlaps(a: Region, b: Region) -> bool {
     a.base < b.end() && b.base < a.end()
 }
 
-/// Checks whether `device` may be given to a VM; how its interrupt is signalled.
+/// Checks whether `device` may be given to a VM; how its interrupt is signalled. `console` is the
+/// pages of the UART that the hypervisor uses.
 ///
 /// Whether another VM has it already is for the caller to know, and whether the guest's address
 /// space has room there ([`crate::layout::is_free`]) was checked with the bundle.
@@ -109,6 +112,7 @@ fn overlaps(a: Region, b: Region) -> bool {
 /// [`Refusal`].
 pub fn check<'a>(
     tree: &MachineTree<'a>,
+    console: Region,
     device: &Passthrough<'_>,
 ) -> Result<Option<Trigger>, Refusal<'a>> {
     let pages = device.pages();
@@ -128,17 +132,18 @@ pub fn check<'a>(
     if hits(&gic.distributor) || gic.redistributors.iter().any(hits) {
         return Err(Refusal::InterruptController);
     }
-    if tree.uart().is_some_and(|uart| hits(&uart.region)) {
+    if hits(&console) {
         return Err(Refusal::Console);
     }
     let own = own_node(tree, device)?;
+    let node = own.node();
     if !own.is_enabled() {
-        return Err(Refusal::Disabled(own.name()));
+        return Err(Refusal::Disabled(node.name()));
     }
-    let says_so = |name: &&str| own.property(name).is_some();
-    let is_known = |name: &&str| own.is_compatible(name);
+    let says_so = |name: &&str| node.property(name).is_some();
+    let is_known = |name: &&str| node.is_compatible(name);
     if DMA_PROPERTIES.iter().any(says_so) || DMA_DEVICES.iter().any(is_known) {
-        return Err(Refusal::Dma(own.name()));
+        return Err(Refusal::Dma(node.name()));
     }
     let Some(intid) = device.intid else { return Ok(None) };
     let mut interrupts = (0..).map_while(|index| tree.interrupt(&own, index));
@@ -151,20 +156,43 @@ pub fn check<'a>(
     }
 }
 
-/// The node whose registers `device` asks for; no other may have registers in its pages.
-fn own_node<'a>(tree: &MachineTree<'a>, device: &Passthrough<'_>) -> Result<Node<'a>, Refusal<'a>> {
-    let mut own = None;
-    for node in tree.devices() {
-        for (base, size) in node.reg() {
-            let region = Region { base, size };
-            if base == device.base && size == device.size && own.is_none() {
-                own = Some(node);
-            } else if overlaps(region, device.pages()) {
-                return Err(Refusal::Shared(node.name()));
+/// The node whose registers `device` asks for; no other may have registers in its pages, except for
+/// the buses above it: those say which addresses are behind them.
+fn own_node<'a>(
+    tree: &MachineTree<'a>,
+    device: &Passthrough<'_>,
+) -> Result<Device<'a>, Refusal<'a>> {
+    let wanted = Region { base: device.base, size: device.size };
+    let own = tree.devices().find(|other| other.regions().any(|region| region == Ok(wanted)));
+    let own = own.ok_or_else(|| not_found(tree, device))?;
+    for other in tree.devices() {
+        let is_own = other.node() == own.node();
+        if own.is_below(other.node()) && other.node().is_compatible("simple-bus") {
+            continue;
+        }
+        // Where the registers of others cannot be found, no processor can reach them either.
+        for region in other.regions().flatten() {
+            if overlaps(region, device.pages()) && !(is_own && region == wanted) {
+                return Err(Refusal::Shared(other.node().name()));
             }
         }
     }
-    own.ok_or(Refusal::NotInTree)
+    Ok(own)
+}
+
+/// Why no node has the registers that `device` asks for.
+fn not_found<'a>(tree: &MachineTree<'a>, device: &Passthrough<'_>) -> Refusal<'a> {
+    let untranslated = tree.devices().find_map(|other| {
+        let at = other.node().reg().position(|reg| reg == (device.base, device.size))?;
+        let error = other.regions().nth(at)?.err()?;
+        Some(Refusal::Untranslated(other.node().name(), error))
+    });
+    let in_the_way = tree.devices().find(|other| {
+        let mut regions = other.regions().flatten();
+        regions.any(|region| overlaps(region, device.pages()))
+    });
+    let shared = in_the_way.map(|other| Refusal::Shared(other.node().name()));
+    untranslated.or(shared).unwrap_or(Refusal::NotInTree)
 }
 
 #[cfg(test)]

@@ -1,11 +1,27 @@
 //! Client of the machine's PSCI firmware (DEN0022), by SMC.
 //!
 //! A hypervisor at EL2 can only reach PSCI by SMC: HVC would call itself. A device tree that says
-//! `hvc` describes firmware that runs at EL2, below us, and is refused at boot.
+//! `hvc` describes firmware that runs at EL2, below us, and is refused at boot. Without firmware SMC is an
+//! undefined instruction, so nothing here is called unless [`is_present`].
 
+use core::sync::atomic::{AtomicBool, Ordering};
 use mm::PhysAddr;
 use smccc::psci::{self, Error, LowestAffinityLevel, Version};
 use smccc::{Smc, psci::AffinityState};
+
+/// Whether the device tree says that PSCI is called by SMC.
+static PRESENT: AtomicBool = AtomicBool::new(false);
+
+/// Notes what the device tree says: whether PSCI is called by SMC.
+pub fn init(present: bool) {
+    PRESENT.store(present, Ordering::Relaxed);
+}
+
+/// Whether there is PSCI firmware to call.
+#[must_use]
+pub fn is_present() -> bool {
+    PRESENT.load(Ordering::Relaxed)
+}
 
 /// PSCI version of the firmware.
 ///

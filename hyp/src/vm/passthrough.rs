@@ -9,6 +9,7 @@ use crate::run;
 use crate::sync::Lock;
 use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use mm::ledger::PhysRange;
 use mm::{Ipa, PhysAddr};
 use spin::Once;
 use vmm_services::machine::{MachineTree, Region};
@@ -21,8 +22,8 @@ const MAX_GIVEN: usize = 16;
 /// Interrupts that can be a VM's, and those below.
 const INTERRUPTS: usize = MAX_INTID as usize + 1;
 
-/// The machine's device tree.
-static MACHINE: Once<MachineTree<'static>> = Once::new();
+/// The machine's device tree, and the pages of the hypervisor's console.
+static MACHINE: Once<(MachineTree<'static>, Region)> = Once::new();
 /// Devices that VMs have.
 static GIVEN: Lock<ArrayVec<Given, MAX_GIVEN>> = Lock::new(ArrayVec::new_const());
 /// Index of the VM that has each interrupt, plus one; 0 for none.
@@ -37,9 +38,10 @@ struct Given {
     intid: Option<u32>,
 }
 
-/// Remembers the machine's device tree, once at boot.
-pub fn init(tree: MachineTree<'static>) {
-    MACHINE.call_once(|| tree);
+/// Remembers the machine's device tree and the pages of the console in use, once at boot.
+pub fn init(tree: MachineTree<'static>, console: PhysRange) {
+    let console = Region { base: console.start.get(), size: console.bytes() };
+    MACHINE.call_once(|| (tree, console));
 }
 
 /// Gives `vm`, a normal VM that has its memory and its interrupt controller, the devices that the bundle
@@ -57,8 +59,9 @@ pub fn assign(vm: &'static Vm, devices: &[Passthrough<'_>]) -> Result<(), Reason
 }
 
 fn give(vm: &'static Vm, device: &Passthrough<'_>) -> Result<(), Reason> {
-    let tree = MACHINE.get().ok_or_else(|| Reason::new(format_args!("no device tree")))?;
-    let trigger = passthrough::check(tree, device)
+    let (tree, console) =
+        MACHINE.get().ok_or_else(|| Reason::new(format_args!("no device tree")))?;
+    let trigger = passthrough::check(tree, *console, device)
         .map_err(|refusal| Reason::new(format_args!("{refusal}")))?;
     let pages = device.pages();
     let mut given = GIVEN.lock();

@@ -14,7 +14,7 @@ mod writer;
 
 pub use guest::{GuestTree, generate};
 pub use overlay::{Excerpt, MAX_DEPTH, MAX_FRAGMENTS, Overlay, OverlayError, OverlayFault};
-pub use reader::{Fdt, FdtError, Node, Property, total_size};
+pub use reader::{Fdt, FdtError, MAX_PATH, Node, Path, Property, Ranges, total_size};
 pub use seeds::Seeds;
 pub use writer::{FdtWriter, WriteError};
 

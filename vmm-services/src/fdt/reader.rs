@@ -1,10 +1,16 @@
 //! The reader: checks a tree once, then walks it without copying.
 
 use super::{BEGIN_NODE, END, END_NODE, HEADER_BYTES, LAST_COMPATIBLE_VERSION, MAGIC, NOP, PROP};
+use arrayvec::ArrayVec;
 use core::fmt;
 
 /// Deepest nesting that is accepted, the root included.
 const MAX_DEPTH: usize = 32;
+/// Most nodes on a [`Path`], the root and the node itself included.
+pub const MAX_PATH: usize = 10;
+
+/// A node behind all nodes above it, from the root on.
+pub type Path<'a> = ArrayVec<Node<'a>, MAX_PATH>;
 
 /// Why bytes are not a device tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,6 +211,47 @@ impl<'a> Fdt<'a> {
         Node { tree: self, name: "", body: at, parent_cells: Cells::DEFAULT }
     }
 
+    /// All nodes in their order, the root first, each with those above it. Nodes that are nested
+    /// deeper than a [`Path`] holds are left out.
+    pub fn nodes(self) -> impl Iterator<Item = Path<'a>> + use<'a> {
+        let mut path = Path::new();
+        let mut too_deep = 0_usize;
+        let mut at = 0;
+        core::iter::from_fn(move || {
+            loop {
+                let (token, next) = self.token(at)?;
+                at = next;
+                match token {
+                    Token::Begin(name) => {
+                        let name = core::str::from_utf8(name).ok()?;
+                        let parent_cells = path.last().map_or(Cells::DEFAULT, Node::cells);
+                        let node = Node { tree: self, name, body: next, parent_cells };
+                        if too_deep == 0 && path.try_push(node).is_ok() {
+                            return Some(path.clone());
+                        }
+                        too_deep += 1;
+                    }
+                    Token::EndNode if too_deep > 0 => too_deep -= 1,
+                    Token::EndNode => drop(path.pop()),
+                    Token::Property { .. } | Token::Nop => {}
+                    Token::End => return None,
+                }
+            }
+        })
+    }
+
+    /// The node at `path` behind those above it, as [`find`](Self::find) looks for it.
+    #[must_use]
+    pub fn find_path(self, path: &str) -> Option<Path<'a>> {
+        let mut found = Path::new();
+        found.try_push(self.root()).ok()?;
+        for name in path.strip_prefix('/')?.split('/').filter(|c| !c.is_empty()) {
+            let child = found.last()?.child(name)?;
+            found.try_push(child).ok()?;
+        }
+        Some(found)
+    }
+
     /// The node at `path`, for example `/cpus/cpu@0`. A component without unit address matches the
     /// first node of that name with any.
     #[must_use]
@@ -244,6 +291,15 @@ pub struct Node<'a> {
     body: usize,
     parent_cells: Cells,
 }
+
+/// Nodes are equal if they are the same node of the same tree.
+impl PartialEq for Node<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.body == other.body && core::ptr::eq(self.tree.structure, other.tree.structure)
+    }
+}
+
+impl Eq for Node<'_> {}
 
 impl<'a> Node<'a> {
     /// Name with unit address; empty for the root.
@@ -358,6 +414,24 @@ impl<'a> Node<'a> {
         })
     }
 
+    /// How addresses below this bus become those of the bus above it: `ranges`, or `None` if the bus
+    /// says no way, or one that does not fit its cell counts or 64 bits.
+    #[must_use]
+    pub fn ranges(&self) -> Option<Ranges<'a>> {
+        let value = self.property("ranges")?.value;
+        let Cells { address, size } = self.cells();
+        let parent = self.parent_cells.address;
+        let cells = (address, parent, size);
+        if value.is_empty() {
+            return Some(Ranges { value, cells });
+        }
+        let entry = match cells {
+            (1 | 2, 1 | 2, 1 | 2) => 4 * (address as usize + parent as usize + size as usize),
+            _ => return None,
+        };
+        value.len().is_multiple_of(entry).then_some(Ranges { value, cells })
+    }
+
     /// Whether `compatible` lists `wanted`.
     #[must_use]
     pub fn is_compatible(&self, wanted: &str) -> bool {
@@ -368,6 +442,35 @@ impl<'a> Node<'a> {
     #[must_use]
     pub fn is_enabled(&self) -> bool {
         self.property("status").is_none_or(|p| matches!(p.str(), Some("okay" | "ok")))
+    }
+}
+
+/// The `ranges` of a bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ranges<'a> {
+    value: &'a [u8],
+    /// Cells of a child's address, of a parent's address and of a size: one or two each, if there
+    /// are entries.
+    cells: (u32, u32, u32),
+}
+
+impl Ranges<'_> {
+    /// The address on the bus above of the `size` bytes from `address` on; `None` if no one entry
+    /// has them all. A bus without entries does not translate.
+    #[must_use]
+    pub fn translate(&self, address: u64, size: u64) -> Option<u64> {
+        if self.value.is_empty() {
+            return Some(address);
+        }
+        let (child, parent, length) = self.cells;
+        let [child, parent, length] = [child, parent, length].map(|cells| 4 * cells as usize);
+        self.value.chunks_exact(child + parent + length).find_map(|entry| {
+            let (from, entry) = entry.split_at(child);
+            let (to, length) = entry.split_at(parent);
+            let offset = address.checked_sub(number(from))?;
+            let end = offset.checked_add(size)?;
+            (end <= number(length)).then(|| number(to).checked_add(offset))?
+        })
     }
 }
 

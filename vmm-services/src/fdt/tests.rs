@@ -245,7 +245,7 @@ proptest! {
         // Helpers that go on from a tree that may be nonsense.
         if let Ok(machine) = crate::machine::MachineTree::parse(&bytes) {
             let _ = (machine.memory(), machine.reserved(), machine.initrd(), machine.cpus());
-            let _ = (machine.gicv3(), machine.uart(), machine.timers(), machine.psci());
+            let _ = (machine.gicv3(), machine.console(), machine.timers(), machine.psci());
         }
     }
 }

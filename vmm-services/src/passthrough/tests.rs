@@ -1,6 +1,6 @@
 use super::{Passthrough, Refusal, Trigger, check};
 use crate::fdt::FdtWriter;
-use crate::machine::MachineTree;
+use crate::machine::{MachineTree, Region, Untranslated};
 use std::vec;
 use std::vec::Vec;
 
@@ -54,8 +54,23 @@ fn machine() -> Vec<u8> {
     w.property_str("compatible", "simple-bus");
     w.property_u32("#address-cells", 1);
     w.property_u32("#size-cells", 1);
-    w.begin_node("gpio@9070000");
-    w.property_cells("reg", &[0x907_0000, 0x1000]);
+    w.property_cells("ranges", &[0x2000_0000, 0, 0x900_0000, 0x10_0000]);
+    // Buses may say which addresses are behind them.
+    w.property_u64s("reg", &[0x907_0000, 0x1_0000]);
+    w.begin_node("gpio@20070000");
+    w.property_cells("reg", &[0x2007_0000, 0x1000]);
+    w.end_node();
+    w.end_node();
+    w.begin_node("bus");
+    w.property_str("compatible", "simple-bus");
+    w.property_u32("#address-cells", 1);
+    w.property_u32("#size-cells", 1);
+    w.begin_node("key@9080000");
+    w.property_cells("reg", &[0x908_0000, 0x1000]);
+    w.end_node();
+    // Where it lies is not known, so it is in nobody's way.
+    w.begin_node("other@9010000");
+    w.property_cells("reg", &[0x901_0000, 0x1000]);
     w.end_node();
     w.end_node();
     let length = w.finish().unwrap();
@@ -68,17 +83,19 @@ fn checked(base: u64, size: u64, intid: Option<u32>) -> Result<Option<Trigger>, 
     let bytes = machine();
     let tree = MachineTree::parse(&bytes).unwrap();
     let device = Passthrough { base, size, intid, compatible: b"vendor,device\0" };
-    check(&tree, &device).map_err(|refusal| match refusal {
+    let console = Region { base: 0x900_0000, size: 0x1000 };
+    check(&tree, console, &device).map_err(|refusal| match refusal {
         Refusal::Range => "range",
         Refusal::Memory => "memory",
         Refusal::InterruptController => "gic",
         Refusal::Console => "console",
         Refusal::NotInTree => "tree",
+        Refusal::Untranslated("key@9080000", Untranslated { bus: "bus" }) => "bus",
         Refusal::Disabled("secure@9060000") => "disabled",
         Refusal::Shared("low@9040000" | "high@9040800") => "shared",
         Refusal::Dma(_) => "dma",
         Refusal::Interrupt(_) => "interrupt",
-        Refusal::Disabled(_) | Refusal::Shared(_) => "another node",
+        Refusal::Disabled(_) | Refusal::Shared(_) | Refusal::Untranslated(..) => "another node",
     })
 }
 
@@ -88,7 +105,7 @@ fn devices_without_access_to_memory_are_given_away() {
     assert_eq!(checked(0x901_0000, 0x1000, None), Ok(None));
     assert_eq!(checked(0x902_0000, 0x1000, Some(35)), Ok(Some(Trigger::Edge)));
     assert_eq!(checked(0x902_0000, 0x1000, Some(36)), Ok(Some(Trigger::Level)));
-    assert_eq!(checked(0x907_0000, 0x1000, None), Ok(None), "on a simple bus");
+    assert_eq!(checked(0x907_0000, 0x1000, None), Ok(None), "on a bus that translates");
 }
 
 #[test]
@@ -105,6 +122,8 @@ fn what_would_break_isolation_is_refused() {
     assert_eq!(checked(0x900_0000, 0x1000, Some(33)), Err("console"));
     assert_eq!(checked(0x8ff_f000 + 0x1000, 0x2000, None), Err("console"));
     assert_eq!(checked(0x903_0000, 0x1000, None), Err("tree"));
+    assert_eq!(checked(0x2007_0000, 0x1000, None), Err("tree"), "an address of the bus");
+    assert_eq!(checked(0x908_0000, 0x1000, None), Err("bus"));
     assert_eq!(checked(0x906_0000, 0x1000, None), Err("disabled"));
     assert_eq!(checked(0x904_0000, 0x100, None), Err("shared"), "two devices in a page");
     assert_eq!(checked(0x905_0000, 0x1000, None), Err("dma"));

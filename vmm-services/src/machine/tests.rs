@@ -1,6 +1,10 @@
-use super::{Conduit, Cpu, Enable, MachineTree, Region, Reservation, TreeError};
+use super::{
+    Conduit, Cpu, Enable, MachineTree, Region, Reservation, TreeConsole, TreeError, Uart, UartModel,
+};
 use crate::fdt::FdtWriter;
 use crate::testing::machine_tree as machine;
+
+mod buses;
 
 #[test]
 fn everything_is_found() {
@@ -24,11 +28,10 @@ fn everything_is_found() {
     assert_eq!(gic.distributor.base, 0x800_0000);
     assert_eq!(gic.redistributors.as_slice(), [Region { base: 0x80a_0000, size: 0xf6_0000 }]);
     assert_eq!(gic.maintenance, Some(25));
-    let uart = tree.uart().unwrap();
-    assert_eq!(
-        (uart.region.base, uart.compatible, uart.intid),
-        (0x900_0000, "arm,pl011", Some(33))
-    );
+    let region = Region { base: 0x900_0000, size: 0x1000 };
+    let name = "pl011@9000000";
+    let uart = Uart { name, region, model: UartModel::Pl011, intid: Some(33) };
+    assert_eq!(tree.console(), TreeConsole { uart: Some(uart), passed_over: None });
     let timers = tree.timers().unwrap();
     assert_eq!(
         [timers.secure, timers.physical, timers.virt, timers.hypervisor],
@@ -45,7 +48,8 @@ fn an_empty_tree_lacks_everything() {
     assert_eq!(tree.cpus(), Err(TreeError::Missing("/cpus")));
     assert!(tree.gicv3().is_err());
     assert_eq!(tree.initrd(), Ok(None));
-    assert_eq!((tree.psci(), tree.uart(), tree.timers()), (None, None, None));
+    assert_eq!((tree.psci(), tree.timers()), (None, None));
+    assert_eq!(tree.console(), TreeConsole { uart: None, passed_over: None });
 }
 
 #[test]
