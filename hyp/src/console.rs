@@ -164,16 +164,16 @@ pub fn enable_input(intid: u32) -> Result<(), IrqError> {
     Ok(())
 }
 
-/// Lets another core take what the console receives, since this one stops.
-pub fn hand_over_input() {
+/// Lets another core take what the console receives, since this one stops. Returns the INTID of the
+/// interrupt that is routed to another core now.
+pub fn hand_over_input() -> Option<u32> {
     let intid = INTERRUPT.load(Ordering::Acquire);
-    let other = (0..MAX_CORES).find(|&core| cores::is_online(core));
-    if intid != 0
-        && let Some(core) = other
-    {
-        // The GIC has this interrupt: it is enabled.
-        let _ = irq::route_spi(intid, core);
+    if intid == 0 {
+        return None;
     }
+    let other = (0..MAX_CORES).find(|&core| cores::is_online(core))?;
+    // The GIC has this interrupt: it is enabled.
+    irq::route_spi(intid, other).ok().map(|()| intid)
 }
 
 /// Takes what the UART has received if `intid` is its interrupt; `true` if so.

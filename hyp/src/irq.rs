@@ -5,6 +5,8 @@
 //! priority drops when [`poll`] has handed the interrupt over, and the interrupt is deactivated
 //! then too, or later by a guest through a list register with the HW bit.
 
+pub mod registers;
+
 use crate::arch::layout::MAX_CORES;
 use crate::arch::percpu::{PerCpu, core_index};
 use crate::arch::{cpu, sysreg::write_sysreg};
@@ -28,6 +30,8 @@ use vmm_services::passthrough::Trigger;
 const KICK: u32 = 0;
 /// Priority of all interrupts that the hypervisor enables.
 const PRIORITY: u8 = 0x80;
+/// INTID of the first shared interrupt.
+const FIRST_SPI: u32 = 32;
 /// Frames of `GicrSgi` (128 KiB) per redistributor: one more pair of 64 KiB frames with GICv4.
 const FRAME_BYTES: u64 = 0x2_0000;
 
@@ -93,6 +97,8 @@ struct Controller {
     distributor: Lock<UniqueMmioPointer<'static, Gicd>>,
     gic: GicV3,
     ppis: PpiIds,
+    /// Affinity of the core that set the distributor up, to which interrupts of no use are routed.
+    boot_affinity: u64,
 }
 
 static CONTROLLER: Once<Controller> = Once::new();
@@ -141,7 +147,8 @@ fn count(source: Source) {
     }
 }
 
-/// Sets up the distributor: all shared interrupts disabled, non-secure group 1.
+/// Sets up the distributor: all shared interrupts disabled, non-secure group 1, level-sensitive, routed
+/// to this core.
 ///
 /// # Safety
 ///
@@ -155,11 +162,18 @@ pub unsafe fn init(gic: &GicV3, ppis: PpiIds) -> Result<(), IrqError> {
     let registers = NonNull::new(gic.distributor.base as *mut Gicd).ok_or(IrqError::Mapping)?;
     // SAFETY: the caller vouches for the registers and their exclusive use.
     let mut registers = unsafe { UniqueMmioPointer::new(registers) };
-    GicDistributor::new(registers.reborrow()).configure_default_settings();
+    let mut distributor = GicDistributor::new(registers.reborrow());
+    distributor.configure_default_settings();
+    let count = distributor.typer().num_spis();
+    for intid in FIRST_SPI..FIRST_SPI + count {
+        let failed = |_| IrqError::Setting(intid);
+        distributor.set_routing(spi(intid)?, Some(cpu::affinity())).map_err(failed)?;
+    }
     CONTROLLER.call_once(|| Controller {
         distributor: Lock::new(registers),
         gic: gic.clone(),
         ppis,
+        boot_affinity: cpu::affinity(),
     });
     Ok(())
 }
@@ -335,57 +349,6 @@ pub fn end_guest_timers() {
     set_ppis_active(bit(ppis.virtual_timer) | bit(ppis.physical_timer), false);
 }
 
-/// Which of a core's own interrupts (INTID 0 to 31, one bit each) are enabled and active.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PrivateState {
-    /// Enabled ones.
-    pub enabled: u32,
-    /// Active ones.
-    pub active: u32,
-}
-
-/// The state of this core's own interrupts.
-#[must_use]
-pub fn private_state() -> PrivateState {
-    REDISTRIBUTOR.with(|slot| {
-        let Some(mut registers) = slot.as_mut().map(UniqueMmioPointer::reborrow) else {
-            return PrivateState::default();
-        };
-        let mut sgi = field!(registers, sgi);
-        PrivateState {
-            enabled: field!(sgi, isenabler).split()[0].read(),
-            active: field!(sgi, isactiver).split()[0].read(),
-        }
-    })
-}
-
-/// Which shared interrupts are enabled and active: bit `n` of word `m` is INTID `32 * m + n`, and the
-/// first word stays zero.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SharedState {
-    /// Enabled ones.
-    pub enabled: [u32; 32],
-    /// Active ones.
-    pub active: [u32; 32],
-}
-
-/// The state of the shared interrupts.
-#[must_use]
-pub fn shared_state() -> SharedState {
-    let mut state = SharedState::default();
-    let Some(controller) = CONTROLLER.get() else { return state };
-    let mut registers = controller.distributor.lock();
-    let enabled = field!(registers, isenabler).split();
-    for (to, from) in state.enabled.iter_mut().zip(enabled).skip(1) {
-        *to = from.read();
-    }
-    let active = field!(registers, isactiver).split();
-    for (to, from) in state.active.iter_mut().zip(active).skip(1) {
-        *to = from.read();
-    }
-    state
-}
-
 /// Routes a shared interrupt (INTID 32 to 1019) to this core and enables or disables it.
 ///
 /// # Errors
@@ -422,7 +385,7 @@ pub fn route_spi(intid: u32, index: usize) -> Result<(), IrqError> {
 
 fn spi(intid: u32) -> Result<IntId, IrqError> {
     match intid {
-        32..=1019 => Ok(IntId::spi(intid - 32)),
+        FIRST_SPI..=1019 => Ok(IntId::spi(intid - FIRST_SPI)),
         _ => Err(IrqError::Setting(intid)),
     }
 }
@@ -461,7 +424,8 @@ pub fn is_spi_pending(intid: u32) -> bool {
 }
 
 /// Takes back a shared interrupt that [`give_spi`] enabled: it is neither enabled, pending nor active
-/// any more, whatever the guest left it in. A level that is still high is kept off.
+/// any more, whatever the guest left it in, and set up as [`init`] left it. A level that is still high is
+/// kept off.
 ///
 /// # Errors
 ///
@@ -471,8 +435,11 @@ pub fn take_spi_back(intid: u32) -> Result<(), IrqError> {
     let controller = CONTROLLER.get().ok_or(IrqError::Mapping)?;
     let mut registers = controller.distributor.lock();
     let mut distributor = GicDistributor::new(registers.reborrow());
-    distributor.enable_interrupt(id, false).map_err(|_| IrqError::Setting(intid))?;
+    let failed = |_| IrqError::Setting(intid);
+    distributor.enable_interrupt(id, false).map_err(failed)?;
     distributor.wait_for_pending_write();
+    distributor.set_trigger(id, arm_gic::Trigger::Level).map_err(failed)?;
+    distributor.set_routing(id, Some(controller.boot_affinity)).map_err(failed)?;
     let (word, bit) = (intid as usize / 32, 1 << (intid % 32));
     if let Some(register) = field!(registers, icpendr).split().get_mut(word) {
         register.write(bit);

@@ -5,7 +5,7 @@
 use crate::arch::layout::MAX_CORES;
 use crate::arch::percpu::core_index;
 use crate::arch::smc::{self, rmi_calls};
-use crate::arch::{cpu, timer, tlb, traps};
+use crate::arch::{cpu, timer, tlb, traps, vgic_hw};
 use crate::console;
 use crate::entropy::MachineEntropy;
 use crate::irq::{self, Completion, Source};
@@ -56,6 +56,7 @@ pub fn enter() -> ! {
     let core = CoreId(core_index() as u8);
     traps::configure();
     tlb::unload();
+    vgic_hw::clear();
     crate::vm::build::load_translation_control();
     smc::begin_counting();
     audit::begin_core();

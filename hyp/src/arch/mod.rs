@@ -2,6 +2,7 @@
 
 pub mod bulk;
 pub mod cache;
+pub mod control;
 pub mod cpu;
 pub mod crc;
 pub mod el1;

@@ -55,12 +55,6 @@ pub fn unload() {
     load(empty(0));
 }
 
-/// Whether the tables of a VM are loaded.
-#[must_use]
-pub fn is_loaded() -> bool {
-    read_sysreg!("vttbr_el2") != empty(0)
-}
-
 /// Runs `f` with `vmid` in `VTTBR_EL2`, which selects what the instructions act on.
 fn with_vmid(vmid: Vmid, f: impl FnOnce()) {
     let before = read_sysreg!("vttbr_el2");

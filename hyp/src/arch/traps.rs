@@ -3,6 +3,7 @@
 //! Set once per core: every normal VM runs under the same traps, and the RMM has its own EL2
 //! register context, which EL3 exchanges around each call to it.
 
+use super::control::Register;
 use super::sysreg::{read_sysreg, write_sysreg};
 use bitflags::bitflags;
 
@@ -72,58 +73,97 @@ const MPAM2: u64 = 1 << 49 | 1 << 48;
 /// `MPAMHCR_EL2`: `MPAMIDR_EL1` traps.
 const MPAMHCR: u64 = 1 << 31;
 
-/// Configures this core for running normal VMs.
-pub fn configure() {
-    let mut hcr = Hcr::all();
-    hcr.set(Hcr::GPF, read_sysreg!("id_aa64pfr0_el1") >> 52 & 0xf != 0);
-    hcr.set(Hcr::FWB, super::cpu::has_forced_write_back());
-    write_sysreg!("hcr_el2", hcr.bits());
-    write_sysreg!("cptr_el2", CPTR | CPTR_TFP);
-    write_sysreg!("mdcr_el2", MDCR | read_sysreg!("mdcr_el2") & 0x1f);
-    write_sysreg!("hstr_el2", 0);
-    write_sysreg!("vpidr_el2", read_sysreg!("midr_el1"));
-    write_sysreg!("mdscr_el1", 0);
-    configure_extensions();
+/// Fields of the feature registers that say which of the registers below there are.
+#[derive(Clone, Copy)]
+struct Extensions {
+    /// FEAT_HCX.
+    hcx: bool,
+    /// FEAT_NMI.
+    nmi: bool,
+    /// 1 for FEAT_FGT, 2 for FEAT_FGT2.
+    fgt: u64,
+    /// FEAT_AMUv1.
+    amu: bool,
+    /// FEAT_MPAM.
+    mpam: bool,
+    /// `MPAMIDR_EL1.HAS_HCR`.
+    mpam_hcr: bool,
 }
 
-/// Sets the controls of extensions, where the core has them.
-///
-/// EL3 must let EL2 reach them (`SCR_EL3.HXEn`, `FGTEn` and `FGTEn2`, `MPAM3_EL3.TRAPLOWER` clear),
-/// as Linux demands too.
-fn configure_extensions() {
-    let field = |register: u64, shift: u32| register >> shift & 0xf;
-    let (pfr0, pfr1) = (read_sysreg!("id_aa64pfr0_el1"), read_sysreg!("id_aa64pfr1_el1"));
-    // FEAT_HCX, FEAT_NMI.
-    if field(read_sysreg!("id_aa64mmfr1_el1"), 40) != 0 {
-        let nmi = field(pfr1, 36) != 0;
-        write_sysreg!("S3_4_C1_C2_2", if nmi { HCRX_TALLINT } else { 0 });
-    }
-    // FEAT_FGT, FEAT_FGT2. The bits of these registers that name registers of Armv8.7 and earlier
-    // trap when they are set, those that name later ones when they are clear: zero makes all of the
-    // later ones trap, and the earlier ones trap by HCR_EL2, CPTR_EL2 and MDCR_EL2.
-    let fgt = field(read_sysreg!("id_aa64mmfr0_el1"), 56);
-    if fgt >= 1 {
-        write_sysreg!("S3_4_C1_C1_4", 0); // HFGRTR_EL2
-        write_sysreg!("S3_4_C1_C1_5", 0); // HFGWTR_EL2
-        write_sysreg!("S3_4_C1_C1_6", 0); // HFGITR_EL2
-        write_sysreg!("S3_4_C3_C1_4", 0); // HDFGRTR_EL2
-        write_sysreg!("S3_4_C3_C1_5", 0); // HDFGWTR_EL2
-    }
-    if field(pfr0, 44) != 0 && fgt >= 1 {
-        write_sysreg!("S3_4_C3_C1_6", 0); // HAFGRTR_EL2: the activity monitors trap by CPTR_EL2
-    }
-    if fgt >= 2 {
-        write_sysreg!("S3_4_C3_C1_2", 0); // HFGRTR2_EL2
-        write_sysreg!("S3_4_C3_C1_3", 0); // HFGWTR2_EL2
-        write_sysreg!("S3_4_C3_C1_7", 0); // HFGITR2_EL2
-        write_sysreg!("S3_4_C3_C1_0", 0); // HDFGRTR2_EL2
-        write_sysreg!("S3_4_C3_C1_1", 0); // HDFGWTR2_EL2
-    }
-    // FEAT_MPAM; MPAMIDR_EL1.HAS_HCR.
-    if field(pfr0, 40) != 0 || field(pfr1, 16) != 0 {
-        write_sysreg!("S3_4_C10_C5_0", MPAM2);
-        if read_sysreg!("S3_0_C10_C4_4") >> 17 & 1 != 0 {
-            write_sysreg!("S3_4_C10_C4_0", MPAMHCR);
+impl Extensions {
+    fn read() -> Self {
+        let field = |register: u64, shift: u32| register >> shift & 0xf;
+        let (pfr0, pfr1) = (read_sysreg!("id_aa64pfr0_el1"), read_sysreg!("id_aa64pfr1_el1"));
+        let mpam = field(pfr0, 40) != 0 || field(pfr1, 16) != 0;
+        Self {
+            hcx: field(read_sysreg!("id_aa64mmfr1_el1"), 40) != 0,
+            nmi: field(pfr1, 36) != 0,
+            fgt: field(read_sysreg!("id_aa64mmfr0_el1"), 56),
+            amu: field(pfr0, 44) != 0,
+            mpam,
+            mpam_hcr: mpam && read_sysreg!("S3_0_C10_C4_4") >> 17 & 1 != 0,
         }
     }
+
+    /// `HCR_EL2` of this core.
+    fn hcr(self) -> u64 {
+        let mut hcr = Hcr::all();
+        hcr.set(Hcr::GPF, super::cpu::has_rme());
+        hcr.set(Hcr::FWB, super::cpu::has_forced_write_back());
+        hcr.bits()
+    }
+}
+
+/// Makes of a list of registers, each with its name, its value and whether there is one, what sets them
+/// and what shows them.
+macro_rules! trap_registers {
+    ($on:ident: $($name:literal, $register:literal = $value:expr, $there:expr;)*) => {
+        fn write_all($on: Extensions) {
+            $(if $there {
+                write_sysreg!($register, $value);
+            })*
+        }
+
+        /// Shows the registers that [`configure`] sets, as they are now.
+        pub fn each(see: &mut dyn FnMut(Register, u64)) {
+            let $on = Extensions::read();
+            $(if $there {
+                see(Register::one($name), read_sysreg!($register));
+            })*
+        }
+    };
+}
+
+// Extensions: EL3 must let EL2 reach their controls (`SCR_EL3.HXEn`, `FGTEn` and `FGTEn2`,
+// `MPAM3_EL3.TRAPLOWER` clear), as Linux demands too.
+//
+// The bits of the registers of FEAT_FGT and FEAT_FGT2 that name registers of Armv8.7 and earlier trap when
+// they are set, those that name later ones when they are clear: zero makes all of the later ones trap, and
+// the earlier ones trap by HCR_EL2, CPTR_EL2 and MDCR_EL2; the activity monitors by CPTR_EL2.
+trap_registers! { on:
+    "HCR_EL2", "hcr_el2" = on.hcr(), true;
+    "CPTR_EL2", "cptr_el2" = CPTR | CPTR_TFP, true;
+    "MDCR_EL2", "mdcr_el2" = MDCR | read_sysreg!("mdcr_el2") & 0x1f, true;
+    "HSTR_EL2", "hstr_el2" = 0, true;
+    "VPIDR_EL2", "vpidr_el2" = read_sysreg!("midr_el1"), true;
+    "MDSCR_EL1", "mdscr_el1" = 0, true;
+    "HCRX_EL2", "S3_4_C1_C2_2" = if on.nmi { HCRX_TALLINT } else { 0 }, on.hcx;
+    "HFGRTR_EL2", "S3_4_C1_C1_4" = 0, on.fgt >= 1;
+    "HFGWTR_EL2", "S3_4_C1_C1_5" = 0, on.fgt >= 1;
+    "HFGITR_EL2", "S3_4_C1_C1_6" = 0, on.fgt >= 1;
+    "HDFGRTR_EL2", "S3_4_C3_C1_4" = 0, on.fgt >= 1;
+    "HDFGWTR_EL2", "S3_4_C3_C1_5" = 0, on.fgt >= 1;
+    "HAFGRTR_EL2", "S3_4_C3_C1_6" = 0, on.fgt >= 1 && on.amu;
+    "HFGRTR2_EL2", "S3_4_C3_C1_2" = 0, on.fgt >= 2;
+    "HFGWTR2_EL2", "S3_4_C3_C1_3" = 0, on.fgt >= 2;
+    "HFGITR2_EL2", "S3_4_C3_C1_7" = 0, on.fgt >= 2;
+    "HDFGRTR2_EL2", "S3_4_C3_C1_0" = 0, on.fgt >= 2;
+    "HDFGWTR2_EL2", "S3_4_C3_C1_1" = 0, on.fgt >= 2;
+    "MPAM2_EL2", "S3_4_C10_C5_0" = MPAM2, on.mpam;
+    "MPAMHCR_EL2", "S3_4_C10_C4_0" = MPAMHCR, on.mpam_hcr;
+}
+
+/// Configures this core for running normal VMs.
+pub fn configure() {
+    write_all(Extensions::read());
 }

@@ -1,5 +1,6 @@
 //! The virtual CPU interface of this core (`ICH_*_EL2`, Arm IHI 0069 chapter 12).
 
+use super::control::Register;
 use super::sysreg::{read_sysreg, write_sysreg};
 use vmm_services::vgic::{ListRegister, LrImage, MAX_LRS};
 
@@ -85,26 +86,52 @@ indexed!(
 );
 
 impl VirtualInterface {
-    /// Takes the state out of this core and turns its virtual CPU interface off.
+    /// Takes the state out of this core, whose virtual CPU interface is off and empty then.
     pub fn save(&mut self) {
         self.vmcr = read_sysreg!("ich_vmcr_el2");
         for index in 0..active_priority_registers() {
             self.ap0r[index] = read_ap0r(index);
             self.ap1r[index] = read_ap1r(index);
         }
-        disable();
+        clear();
     }
 
-    /// Puts the state into this core, with all list registers empty.
+    /// Puts the state into this core, whose list registers are empty.
     pub fn restore(&self) {
         write_sysreg!("ich_vmcr_el2", self.vmcr);
         for index in 0..active_priority_registers() {
             write_ap0r(index, self.ap0r[index]);
             write_ap1r(index, self.ap1r[index]);
         }
-        for index in 0..list_registers() {
-            write_lr(index, 0);
-        }
+    }
+}
+
+/// Turns the virtual CPU interface off and empties it, as it is whenever no vCPU is loaded.
+pub fn clear() {
+    disable();
+    write_sysreg!("ich_vmcr_el2", 0);
+    for index in 0..active_priority_registers() {
+        write_ap0r(index, 0);
+        write_ap1r(index, 0);
+    }
+    for index in 0..list_registers() {
+        write_lr(index, 0);
+    }
+}
+
+/// Most registers that [`each`] shows.
+pub const REGISTERS_MAX: usize = 2 + 2 * 4 + 16;
+
+/// Shows what is in the virtual CPU interface.
+pub fn each(see: &mut dyn FnMut(Register, u64)) {
+    see(Register::one("ICH_HCR_EL2"), read_sysreg!("ich_hcr_el2"));
+    see(Register::one("ICH_VMCR_EL2"), read_sysreg!("ich_vmcr_el2"));
+    for index in 0..active_priority_registers() {
+        see(Register::nth("ICH_AP0R_EL2", index), read_ap0r(index));
+        see(Register::nth("ICH_AP1R_EL2", index), read_ap1r(index));
+    }
+    for index in 0..list_registers() {
+        see(Register::nth("ICH_LR_EL2", index), read_lr(index));
     }
 }
 
@@ -127,12 +154,6 @@ pub fn load(image: &LrImage, written: usize) -> usize {
 pub fn disable() {
     write_sysreg!("ich_hcr_el2", 0);
     super::cpu::isb();
-}
-
-/// Whether the virtual CPU interface is on.
-#[must_use]
-pub fn is_enabled() -> bool {
-    read_sysreg!("ich_hcr_el2") & ENABLE != 0
 }
 
 /// Reads back after exit what the guest did with the list registers that were loaded.

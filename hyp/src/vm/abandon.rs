@@ -5,7 +5,7 @@
 //! devices and memory of the VM are not touched again; granules whose owner is in doubt stay
 //! accounted to it.
 
-use super::{Reason, Space, Vm, lifecycle, vcpu};
+use super::{Reason, Space, Vm, audit, lifecycle, vcpu};
 use crate::arch::percpu::core_index;
 use crate::arch::{timer, tlb, vgic_hw};
 use crate::run::{self, SCHEDULER};
@@ -65,7 +65,9 @@ pub fn this_core(what: &str) -> Result<&'static Vm, Obstacle> {
     leave_guest();
     break_locks(vm);
     retire();
-    console::hand_over_input();
+    if let Some(intid) = console::hand_over_input() {
+        audit::accept_route(intid);
+    }
     Ok(vm)
 }
 

@@ -5,19 +5,66 @@
 //! and the hardware of the cores. A finding makes the scenario fail.
 
 use super::{Reason, Vm, vcpu, watchdog};
+use crate::arch::control::{self, Register};
 use crate::arch::layout::MAX_CORES;
 use crate::arch::percpu::{PerCpu, core_index};
-use crate::arch::{el1, timer, tlb, vgic_hw};
-use crate::irq::{self, PrivateState, SharedState};
+use crate::arch::timer;
+use crate::irq::registers::{self, PRIVATE_COUNT, SHARED_MAX};
 use crate::run::{self, SCHEDULER};
 use crate::sync::Lock;
 use crate::{cores, per_cpu, println};
+use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicU32, Ordering};
 use sched::CoreSet;
-use spin::Once;
 
 /// How long the cores may take to look after themselves at the end, in nanoseconds.
 const PATIENCE_NS: u64 = 1_000_000_000;
+
+/// Values of registers, in the order in which they were shown.
+struct Snapshot<const MAX: usize>(ArrayVec<u64, MAX>);
+
+/// Shows registers with their values, always the same ones in the same order.
+type Show = fn(&mut dyn FnMut(Register, u64));
+
+impl<const MAX: usize> Snapshot<MAX> {
+    const fn new() -> Self {
+        Self(ArrayVec::new_const())
+    }
+
+    fn take(&mut self, show: Show) {
+        self.0.clear();
+        // What does not fit is found by `compare`.
+        show(&mut |_, value| {
+            let _ = self.0.try_push(value);
+        });
+    }
+
+    /// Takes the value that `register` has now for the one that it is to have.
+    fn accept(&mut self, register: Register, show: Show) {
+        let mut values = self.0.iter_mut();
+        show(&mut |shown, value| {
+            if let Some(before) = values.next().filter(|_| shown == register) {
+                *before = value;
+            }
+        });
+    }
+
+    /// Reports registers whose values have changed; `place` says whose they are.
+    fn compare(&self, place: &str, show: Show) {
+        let mut values = self.0.iter();
+        show(&mut |register, now| match values.next() {
+            Some(&before) if before == now => {}
+            Some(before) => {
+                report(Reason::new(format_args!(
+                    "{place}: {register} is {now:#x}, was {before:#x}"
+                )));
+            }
+            None => {
+                report(Reason::new(format_args!("{place}: {register} was not looked at before")))
+            }
+        });
+    }
+}
 
 /// How often was looked.
 static LOOKS: AtomicU32 = AtomicU32::new(0);
@@ -26,20 +73,30 @@ static FINDING: Lock<Option<Reason>> = Lock::new(None);
 /// Bit per core that has to look after itself.
 static ASKED: AtomicU32 = AtomicU32::new(0);
 /// The shared interrupts before the first VM was built.
-static SHARED: Once<SharedState> = Once::new();
+static SHARED: Lock<Snapshot<SHARED_MAX>> = Lock::new(Snapshot::new());
 /// This core's own interrupts before it ran its first vCPU.
-static PRIVATE: PerCpu<Option<PrivateState>> = per_cpu!(None);
+static PRIVATE: PerCpu<Snapshot<PRIVATE_COUNT>> = per_cpu!(Snapshot::new());
+/// Its other registers then.
+static CONTROL: PerCpu<Snapshot<{ control::MAX }>> = per_cpu!(Snapshot::new());
 
 const _: () = assert!(MAX_CORES <= u32::BITS as usize);
 
 /// Remembers the machine as it is before the first VM.
 pub fn begin() {
-    SHARED.call_once(irq::shared_state);
+    SHARED.lock().take(registers::each_shared);
 }
 
-/// Remembers this core as it is before its first vCPU.
+/// Remembers this core as it is before its first vCPU, between which it is to be the same.
 pub fn begin_core() {
-    PRIVATE.with(|state| *state = Some(irq::private_state()));
+    PRIVATE.with(|before| before.take(registers::each_private));
+    CONTROL.with(|before| before.take(control::each));
+}
+
+/// Accepts that the shared interrupt `intid` is routed to another core than at the start: the
+/// hypervisor's own has moved.
+pub fn accept_route(intid: u32) {
+    let route = Register::nth("GICD_IROUTER", intid as usize);
+    SHARED.lock().accept(route, registers::each_shared);
 }
 
 fn report(finding: Reason) {
@@ -75,25 +132,10 @@ pub fn check_core() {
     if ASKED.load(Ordering::Relaxed) & bit == 0 {
         return;
     }
-    let core = core_index();
-    if let Some(before) = PRIVATE.with(|state| *state) {
-        let now = irq::private_state();
-        if now != before {
-            report(Reason::new(format_args!(
-                "core {core}: interrupts enabled {:#x}, active {:#x}, before {:#x} and {:#x}",
-                now.enabled, now.active, before.enabled, before.active
-            )));
-        }
-    }
-    if el1::timer_deadline(true, true).is_some() {
-        report(Reason::new(format_args!("core {core}: a guest's timer runs")));
-    }
-    if vgic_hw::is_enabled() {
-        report(Reason::new(format_args!("core {core}: the virtual CPU interface is on")));
-    }
-    if tlb::is_loaded() {
-        report(Reason::new(format_args!("core {core}: a guest's stage-2 tables are loaded")));
-    }
+    let place = Reason::new(format_args!("core {}", core_index()));
+    PRIVATE.with(|before| before.compare(place.as_str(), registers::each_private));
+    CONTROL.with(|before| before.compare(place.as_str(), control::each));
+    log::debug!("{place}: looked after itself");
     // Only now: who waits for it may end the machine.
     ASKED.fetch_and(!bit, Ordering::AcqRel);
 }
@@ -110,9 +152,7 @@ pub fn finish() -> bool {
     if !vcpu::all_gone() {
         report(Reason::new(format_args!("a place of a vCPU is in use")));
     }
-    if SHARED.get().is_none_or(|before| *before != irq::shared_state()) {
-        report(Reason::new(format_args!("the shared interrupts are not as before")));
-    }
+    SHARED.lock().compare("at the end", registers::each_shared);
     match &*FINDING.lock() {
         None => {
             println!("state: as before, looked at {} times", LOOKS.load(Ordering::Relaxed));
