@@ -23,7 +23,7 @@ const TIMER_MS: u64 = 1;
 /// IPA of the PL011's flag register.
 const UART_FLAGS: u64 = uart::UART_IPA + 0x18;
 /// IPA of the distributor's type register.
-const GICD_TYPER: u64 = 0x0800_0004;
+const GICD_TYPER: u64 = gic::GICD_IPA + 4;
 /// A function of the range for hypervisors that no hypervisor defines.
 const UNKNOWN_CALL: u32 = 0xc600_ffff;
 /// What an unknown function answers.

@@ -58,7 +58,7 @@ macro_rules! undefined {
 macro_rules! inert {
     ($tally:expr; $($what:literal: $read:literal, $write:literal;)*) => {
         $(
-            // SAFETY: as above.
+            // SAFETY: a write to a register that only debuggers look at, or that has no effect, and a read.
             $tally.count($what, match unsafe { [attempt!($write, !0), attempt!($read, !0)] } {
                 [Ok(_), Ok(0)] => Ok(()),
                 [_, Ok(value)] => Err(Finding::Shows(value)),

@@ -4,14 +4,14 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use guest_rt::gic::GICR_STRIDE;
 use guest_rt::{MAX_CPUS, cpu_index, mmu, timer};
 
 use crate::guest::Guest;
 use crate::space::{GICD, GICR, UART};
 use guest_rt::rng::Rng;
 
-/// Bytes from one redistributor to the next, and from its first frame to the second.
-const GICR_STRIDE: u64 = 0x2_0000;
+/// Bytes from a redistributor's first frame to the second.
 const SGI_FRAME: u64 = 0x1_0000;
 const UART_INTID: u32 = 33;
 const VTIMER_INTID: u32 = 27;
@@ -86,6 +86,11 @@ pub(crate) fn quiet() {
     write!("cntv_ctl_el0", 0);
     write!("icc_igrpen0_el1", 0);
     write!("icc_igrpen1_el1", 0);
+    mask();
+}
+
+/// Masks IRQ and FIQ.
+pub(crate) fn mask() {
     // SAFETY: masking interrupts breaks no invariant of Rust code.
     unsafe { asm!("msr daifset, #3", options(nostack)) }
 }

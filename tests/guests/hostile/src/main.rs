@@ -34,61 +34,50 @@ const DEFAULT_CASES: u64 = 10_000;
 /// Context id of a vCPU that is to take part.
 const TAKE_PART: u64 = 0x5eed_0000;
 
+/// Which guests try a kind of case.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Who {
+    All,
+    Vms,
+    Realms,
+}
+
 /// One kind of case.
 struct Kind {
     name: &'static str,
+    who: Who,
+    /// The part of the number of cases that is done: one in so many.
+    share: u64,
     /// A batch of cases of the first vCPU; returns how many.
     run: fn(&mut Guest) -> u64,
     /// What the others do meanwhile.
     beside: fn(&mut Guest) -> u64,
-    /// The part of the number of cases that is done: one in so many.
+}
+
+const fn kind(
+    name: &'static str,
+    who: Who,
     share: u64,
-    /// For which guests.
-    vms: bool,
-    realms: bool,
+    run: fn(&mut Guest) -> u64,
+    beside: fn(&mut Guest) -> u64,
+) -> Kind {
+    Kind { name, who, share, run, beside }
 }
 
 const KINDS: &[Kind] = &[
-    both("mmio accesses", mmio::accesses, mmio::accesses, 1),
-    both("instruction fetches", mmio::fetches, mmio::fetches, 4),
-    only_vm("hypercalls", calls::calls, calls::calls, 1),
-    both("system registers", sysregs::registers, sysregs::registers, 1),
-    both("cache and TLB maintenance", sysregs::maintenance, sysregs::maintenance, 2),
-    both("stage-1 tables", tables::games, tables::games, 4),
-    both("virtqueue notifications", queues::break_device, queues::overwrite, 4),
-    both("interrupt storms", interrupts::storm, interrupts::storm, 1),
-    both("waits", waits::flood, waits::flood, 8),
-    only_realm("host calls", realm::host_calls, realm::host_calls, 2),
-    only_realm("RIPAS changes", realm::ripas_storm, realm::ripas_storm, 8),
-    only_realm("pages shared and taken back", realm::flips, realm::flips, 16),
+    kind("mmio accesses", Who::All, 1, mmio::accesses, mmio::accesses),
+    kind("instruction fetches", Who::All, 4, mmio::fetches, mmio::fetches),
+    kind("hypercalls", Who::Vms, 1, calls::calls, calls::calls),
+    kind("system registers", Who::All, 1, sysregs::registers, sysregs::registers),
+    kind("cache and TLB maintenance", Who::All, 2, sysregs::maintenance, sysregs::maintenance),
+    kind("stage-1 tables", Who::All, 4, tables::games, tables::games),
+    kind("virtqueue notifications", Who::All, 4, queues::break_device, queues::overwrite),
+    kind("interrupt storms", Who::All, 1, interrupts::storm, interrupts::storm),
+    kind("waits", Who::All, 8, waits::flood, waits::flood),
+    kind("host calls", Who::Realms, 2, realm::host_calls, realm::host_calls),
+    kind("RIPAS changes", Who::Realms, 8, realm::ripas_storm, realm::ripas_storm),
+    kind("pages shared and taken back", Who::Realms, 16, realm::flips, realm::flips),
 ];
-
-const fn both(
-    name: &'static str,
-    run: fn(&mut Guest) -> u64,
-    beside: fn(&mut Guest) -> u64,
-    share: u64,
-) -> Kind {
-    Kind { name, run, beside, share, vms: true, realms: true }
-}
-
-const fn only_vm(
-    name: &'static str,
-    run: fn(&mut Guest) -> u64,
-    beside: fn(&mut Guest) -> u64,
-    share: u64,
-) -> Kind {
-    Kind { name, run, beside, share, vms: true, realms: false }
-}
-
-const fn only_realm(
-    name: &'static str,
-    run: fn(&mut Guest) -> u64,
-    beside: fn(&mut Guest) -> u64,
-    share: u64,
-) -> Kind {
-    Kind { name, run, beside, share, vms: false, realms: true }
-}
 
 /// Number of calls per case: storms of CPU_ON are slow.
 const POWER_SHARE: u64 = 16;
@@ -155,9 +144,10 @@ fn do_cases(guest: &mut Guest, cases: u64) -> u64 {
         assert!(on.is_ok(), "CPU_ON was refused: {on:?}");
         in_time("come on", || TAKING_PART.load(Ordering::Acquire) >= cpu);
     }
+    let own = if rsi::is_realm() { Who::Realms } else { Who::Vms };
     let mut all = 0;
     for (phase, kind) in KINDS.iter().enumerate() {
-        if !(if rsi::is_realm() { kind.realms } else { kind.vms }) {
+        if ![Who::All, own].contains(&kind.who) {
             continue;
         }
         PHASE.store(phase, Ordering::Release);

@@ -10,16 +10,16 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use guest_rt::mmu;
+use guest_rt::{gic, mmu, uart};
 
 use crate::guest::Guest;
 
 pub(crate) const GIB: u64 = 1 << 30;
 /// Start of RAM.
 pub(crate) const RAM: u64 = 0x4000_0000;
-pub(crate) const GICD: u64 = 0x0800_0000;
-pub(crate) const GICR: u64 = 0x080a_0000;
-pub(crate) const UART: u64 = 0x0900_0000;
+pub(crate) const GICD: u64 = gic::GICD_IPA;
+pub(crate) const GICR: u64 = gic::GICR_IPA;
+pub(crate) const UART: u64 = uart::UART_IPA;
 pub(crate) const VIRTIO: u64 = 0x0a00_0000;
 pub(crate) const VIRTIO_STRIDE: u64 = 0x200;
 /// Virtio-mmio transports that a VM can have.

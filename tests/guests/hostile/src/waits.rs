@@ -2,6 +2,8 @@
 
 use core::arch::asm;
 
+use guest_rt::timer;
+
 use crate::guest::Guest;
 use crate::interrupts;
 use crate::probe;
@@ -22,20 +24,16 @@ pub(crate) fn flood(guest: &mut Guest) -> u64 {
         interrupts::restore();
         let ticks = guest.rng.below(4000);
         if guest.rng.one_in(2) {
-            // SAFETY: masking interrupts breaks no invariant of Rust code.
-            unsafe { asm!("msr daifset, #3", options(nostack)) }
+            interrupts::mask();
         }
         // SAFETY: the timer has no effect on memory, and the handler serves its interrupt.
         unsafe {
             asm!("msr cntv_tval_el0, {}", "msr cntv_ctl_el0, {}", "isb",
                 in(reg) ticks, in(reg) 1_u64, options(nostack));
         }
-        let now: u64;
-        // SAFETY: reading the counter has no side effects.
-        unsafe { asm!("mrs {}, cntvct_el0", out(reg) now, options(nostack)) }
         let deadline = match guest.rng.below(4) {
             0 => guest.rng.next_u64(),
-            _ => now + guest.rng.below(4000),
+            _ => timer::now() + guest.rng.below(4000),
         };
         let index = guest.rng.below(INSTRUCTIONS.len() as u64) as usize;
         let outcome = probe::run(index, [0, deadline, 0, 0, 0, 0, 0, 0]);

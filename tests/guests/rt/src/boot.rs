@@ -161,7 +161,9 @@ fn channels(tree: &Fdt<'_>) -> Result<ArrayVec<Place, MAX_CHANNELS>, &'static st
         // Of the three cells the second is the number of a shared interrupt.
         let spi = interrupts.value().get(4..8).and_then(|cell| cell.try_into().ok()).ok_or(BAD)?;
         let intid = 32 + u32::from_be_bytes(spi);
-        found.try_push(Place { registers, memory, size, intid }).map_err(|_| "many channels")?;
+        found
+            .try_push(Place { registers, memory, size, intid })
+            .map_err(|_| "too many channels")?;
     }
     Ok(found)
 }

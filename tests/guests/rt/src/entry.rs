@@ -71,8 +71,9 @@ extern "C" fn rt_primary(device_tree: u64) -> ! {
     // Without a tree there is the memory that the image lies in, to report from.
     let ram = info.as_ref().map_or(mmu::LEAST_RAM, |info| info.ram.clone());
     mmu::enable(&ram);
-    let result = info.map_err(Failure::from).and_then(|info| run(info, &ram));
-    match result {
+    // Before anything that may fail: the report depends on it.
+    rsi::detect();
+    match info.map_err(Failure::from).and_then(|info| run(info, &ram)) {
         Ok(ending) => {
             crate::println!("{}: all checks passed", guest().name);
             psci::end(ending)
@@ -82,7 +83,7 @@ extern "C" fn rt_primary(device_tree: u64) -> ! {
 }
 
 fn run(mut info: BootInfo, ram: &Range<u64>) -> Result<Ending, Failure> {
-    if rsi::detect() {
+    if rsi::is_realm() {
         info.realm = Some(rsi::realm_config().map_err(|_| "RSI_REALM_CONFIG was refused")?);
     }
     mmu::map_window(ram, info.alias());

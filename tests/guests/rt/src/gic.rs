@@ -12,10 +12,12 @@ use arm_gic::{IntId, InterruptGroup, UniqueMmioPointer};
 
 use crate::{MAX_CPUS, channel, cpu_index, mmu, timer};
 
-const GICD_IPA: u64 = 0x0800_0000;
-const GICR_IPA: u64 = 0x080a_0000;
-/// RD frame and SGI frame of one vCPU.
-const GICR_STRIDE: u64 = 0x2_0000;
+/// IPA of the distributor without the alias bit.
+pub const GICD_IPA: u64 = 0x0800_0000;
+/// IPA of the first vCPU's redistributor without the alias bit.
+pub const GICR_IPA: u64 = 0x080a_0000;
+/// Bytes from one redistributor to the next: RD frame and SGI frame of one vCPU.
+pub const GICR_STRIDE: u64 = 0x2_0000;
 const VIRTUAL_TIMER: IntId = IntId::ppi(11);
 /// What vCPUs send to each other.
 const DOORBELL: IntId = IntId::sgi(1);

@@ -36,10 +36,9 @@ pub fn is_realm() -> bool {
 
 /// Finds out whether this guest is a realm: the hypervisor answers a normal VM's SMC that it does not know
 /// the call. Once, on the first vCPU.
-pub(crate) fn detect() -> bool {
+pub(crate) fn detect() {
     let realm = version(VERSION_1_0) != Err(Status::NOT_SUPPORTED);
     REALM.store(realm, Ordering::Relaxed);
-    realm
 }
 
 /// Calls the RMM with up to 17 arguments and answers all registers.

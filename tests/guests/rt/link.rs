@@ -1,4 +1,4 @@
-//! Links the guest as a position-independent flat image: see `tests/guests/rt/image.ld`.
+//! Build script of all guests: links a position-independent flat image, see `image.ld`.
 
 fn main() {
     println!("cargo:rerun-if-changed=../rt/image.ld");
