@@ -53,6 +53,8 @@ pub enum BadAnswer {
     Amount(u64),
     /// It left the protocol of stateful operations.
     Protocol(Status),
+    /// It wants delegated memory in order to delegate or undelegate memory.
+    Donation,
 }
 
 /// What is wrong with a request of the caller.
@@ -201,6 +203,7 @@ impl fmt::Display for BadAnswer {
             Self::Level(level) => write!(f, "table level {level}"),
             Self::Amount(amount) => write!(f, "amount {amount}"),
             Self::Protocol(status) => write!(f, "{status} out of turn"),
+            Self::Donation => f.write_str("it wants delegated memory for a delegation"),
         }
     }
 }

@@ -8,8 +8,7 @@ use core::fmt;
 use core::hint;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use mm::ledger::{Frames, Ledger, Owner, Undelegated};
-use mm::sync::Mutex;
+use mm::ledger::{Ledger, Owner};
 
 pub(crate) use self::granules::Delegation;
 pub use self::granules::Returned;
@@ -21,6 +20,7 @@ use crate::conduit::Host;
 use crate::error::Error;
 use crate::features::{Abi, Capabilities};
 use crate::status::Status;
+use crate::v2::ListReserve;
 
 /// How often a call that answers BUSY or BLOCKED is repeated before the driver gives up. "Busy" is
 /// momentary: another core is inside the RMM with the same object.
@@ -41,9 +41,7 @@ pub struct Rmm<'l, H> {
     capabilities: Capabilities,
     counts: CallCounts,
     pool: Pool,
-    /// 2.0: a page for the address lists of an operation for which there is no other page. An operation that has
-    /// begun must be carried to its end.
-    pub(crate) list_reserve: Mutex<Option<Frames<Undelegated>>>,
+    pub(crate) list_reserve: ListReserve,
     /// A delegation call has been seen to do more than one granule.
     whole_ranges: AtomicBool,
 }

@@ -16,6 +16,7 @@ use crate::rmm::Rmm;
 use crate::status::Status;
 
 pub(crate) use self::memory::Step;
+pub(crate) use self::stateful::ListReserve;
 
 /// Bytes of an entry of an address list.
 pub(crate) const DESCRIPTOR_BYTES: u64 = 8;
@@ -70,16 +71,23 @@ impl AddrRange {
 
 impl<H: Host> Rmm<'_, H> {
     /// Configures and activates the RMM (RMM_CONFIG_SET, RMM_ACTIVATE), unless that has been done by
-    /// whoever ran before us. The page for that is kept for address lists.
+    /// whoever ran before us. The page for that, and another one, are kept for address lists.
     pub(crate) fn activate_v2(&self) -> Result<(), Error> {
         let page = self.alloc_interface(Owner::HYPERVISOR)?;
+        let second = match self.alloc_interface(Owner::HYPERVISOR) {
+            Ok(second) => second,
+            Err(error) => {
+                self.ledger.free(page);
+                return Err(error);
+            }
+        };
         let config = RmmConfig { tracking_region_size: 0, granule_size: 0 };
         let outcome = self
             .host
             .store(page.base(), 0, &config)
             .map_err(Error::from)
             .and_then(|()| self.unless_active(Command::RmmConfigSet, [page.base().get()]));
-        *self.list_reserve.lock() = Some(page);
+        self.list_reserve.fill(page, second);
         outcome?;
         self.unless_active(Command::RmmActivate, [])
     }

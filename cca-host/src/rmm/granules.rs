@@ -3,7 +3,7 @@
 use mm::ledger::{Delegated, Frames, OutOfMemory, Owner, RmmUse, Undelegated, Use};
 use mm::{PAGE_SIZE, PhysAddr};
 
-use super::Rmm;
+use super::{Reply, Rmm};
 use crate::command::Command;
 use crate::conduit::{Host, HostMemoryExt};
 use crate::error::{BadAnswer, Error};
@@ -47,6 +47,31 @@ pub(crate) struct Undelegation {
     pub(crate) rest: Frames<Delegated>,
     /// Calls made.
     pub(crate) calls: u64,
+}
+
+/// What became of the first granules of a range.
+enum Outcome {
+    /// So many are changed.
+    Done(u64),
+    /// None is.
+    Refused(Error),
+    /// Nobody knows.
+    Unknown(Error),
+}
+
+/// An attempt to delegate or undelegate the first granules of a range.
+struct Change {
+    outcome: Outcome,
+    /// Calls made.
+    calls: u64,
+}
+
+impl Change {
+    /// From the answer of a call for one granule.
+    fn of_one(answer: Result<Reply, Error>) -> Self {
+        let outcome = answer.map_or_else(Outcome::Refused, |_| Outcome::Done(1));
+        Self { outcome, calls: 1 }
+    }
 }
 
 impl<H: Host> Rmm<'_, H> {
@@ -123,40 +148,43 @@ impl<H: Host> Rmm<'_, H> {
     }
 
     /// Delegates granules of a run in order, until all are or the RMM refuses one or `max_calls` calls have been
-    /// made.
+    /// made, or a few more to finish an operation.
     pub(crate) fn delegate_some(&self, frames: Frames<Undelegated>, max_calls: u64) -> Delegation {
         let (base, count) = (frames.base(), frames.count());
-        let (mut granules, mut calls, mut error) = (0, 0, None);
+        let (mut granules, mut calls, mut error, mut unknown) = (0, 0, None, false);
         while granules < count && calls < max_calls {
-            calls += 1;
             let at = base.get() + granules * PAGE_SIZE;
-            match self.delegate_next(at, base.get() + count * PAGE_SIZE) {
-                Ok(done) => granules += done,
-                Err(refused) => {
+            let change = self.delegate_next(at, base.get() + count * PAGE_SIZE);
+            calls += change.calls;
+            match change.outcome {
+                Outcome::Done(done) => granules += done,
+                Outcome::Refused(refused) => {
                     error = Some(refused);
+                    break;
+                }
+                Outcome::Unknown(misbehaved) => {
+                    (error, unknown) = (Some(misbehaved), true);
                     break;
                 }
             }
         }
         let (done, rest) = frames.split_at(granules);
+        // Memory that may be delegated must not be touched again.
+        let (unknown, rest) = rest.split_at(if unknown { count } else { 0 });
+        self.lose(self.ledger.delegated(unknown));
         Delegation { done: self.ledger.delegated(done), rest, calls, error }
     }
 
-    /// Delegates the first granules of `at..top` with one call: GRANULE_DELEGATE, or GRANULE_RANGE_DELEGATE in 2.0.
-    fn delegate_next(&self, at: u64, top: u64) -> Result<u64, Error> {
+    /// Delegates the first granules of `at..top`: GRANULE_DELEGATE, or GRANULE_RANGE_DELEGATE in 2.0.
+    fn delegate_next(&self, at: u64, top: u64) -> Change {
         if !self.is_v2() {
-            return self.demand(Command::GranuleDelegate, [at]).map(|_| 1);
+            return Change::of_one(self.demand(Command::GranuleDelegate, [at]));
         }
-        let command = Command::GranuleRangeDelegate;
-        let next = self.demand(command, [at, top])?.x[1];
-        if next <= at || next > top || !next.is_multiple_of(PAGE_SIZE) {
-            return Err(Error::progress(command, at, next));
-        }
-        let granules = (next - at) / PAGE_SIZE;
-        if granules > 1 {
+        let change = self.change_range(Command::GranuleRangeDelegate, at, top);
+        if matches!(change.outcome, Outcome::Done(granules) if granules > 1) {
             self.note_whole_ranges();
         }
-        Ok(granules)
+        change
     }
 
     /// Gives a delegated run back to the ledger: undelegated and free, or lost where the RMM refuses.
@@ -165,7 +193,7 @@ impl<H: Host> Rmm<'_, H> {
     }
 
     /// Gives granules of a delegated run back to the ledger in order, until all are back or `max_calls` calls have
-    /// been made.
+    /// been made, or a few more to finish an operation.
     pub(crate) fn undelegate_some(
         &self,
         frames: Frames<Delegated>,
@@ -176,39 +204,83 @@ impl<H: Host> Rmm<'_, H> {
         let mut rest = frames;
         while !rest.is_empty() && calls < max_calls {
             let (base, count) = (rest.base(), rest.count());
-            let (mut granules, mut refused) = (0, false);
-            while granules < count && !refused && calls < max_calls {
-                calls += 1;
+            let (mut granules, mut refused) = (0, 0);
+            while granules < count && refused == 0 && calls < max_calls {
                 let at = base.get() + granules * PAGE_SIZE;
-                match self.undelegate_next(at, base.get() + count * PAGE_SIZE) {
-                    Some(done) => granules += done,
-                    None => refused = true,
+                let change = self.undelegate_next(at, base.get() + count * PAGE_SIZE);
+                calls += change.calls;
+                match change.outcome {
+                    Outcome::Done(done) => granules += done,
+                    Outcome::Refused(_) => refused = 1,
+                    Outcome::Unknown(_) => refused = count - granules,
                 }
             }
             let (undelegated, remainder) = rest.split_at(granules);
             returned.freed += undelegated.count();
             self.ledger.free(self.ledger.undelegated(undelegated));
-            let (lost, remainder) = remainder.split_at(u64::from(refused));
-            if refused {
-                log::error!("granule {} is lost: the RMM does not undelegate it", lost.base());
-            }
+            let (lost, remainder) = remainder.split_at(refused);
             returned.lost += lost.count();
-            self.ledger.lose(lost);
+            self.lose(lost);
             rest = remainder;
         }
         Undelegation { returned, rest, calls }
     }
 
-    /// Undelegates the first granules of `at..top` with one call: GRANULE_UNDELEGATE, or GRANULE_RANGE_UNDELEGATE
-    /// in 2.0. `None`: the first one is refused.
-    fn undelegate_next(&self, at: u64, top: u64) -> Option<u64> {
-        if !self.is_v2() {
-            return self.demand(Command::GranuleUndelegate, [at]).ok().map(|_| 1);
+    /// Undelegates the first granules of `at..top`: GRANULE_UNDELEGATE, or GRANULE_RANGE_UNDELEGATE in 2.0.
+    fn undelegate_next(&self, at: u64, top: u64) -> Change {
+        if self.is_v2() {
+            self.change_range(Command::GranuleRangeUndelegate, at, top)
+        } else {
+            Change::of_one(self.demand(Command::GranuleUndelegate, [at]))
         }
-        let reply = self.call(Command::GranuleRangeUndelegate, [at, top]);
+    }
+
+    /// Calls a command of 2.0 on the granules of `at..top`, of which it does the first ones; it may be a stateful
+    /// operation, which is carried to its end.
+    fn change_range(&self, command: Command, at: u64, top: u64) -> Change {
+        let mut calls = 1;
+        let (mut reply, mut abandoned) = (self.call(command, [at, top]), None);
+        if matches!(reply.status, Status::Incomplete { .. }) {
+            match self.carry_on_granules(command, reply, (top - at) / PAGE_SIZE) {
+                Ok(ending) => {
+                    calls += ending.calls;
+                    (reply, abandoned) = (ending.reply, ending.abandoned);
+                }
+                Err(error) => return Change { outcome: Outcome::Unknown(error), calls },
+            }
+        }
         let next = reply.x[1];
-        let sensible = next > at && next <= top && next.is_multiple_of(PAGE_SIZE);
-        (reply.status == Status::Success && sensible).then(|| (next - at) / PAGE_SIZE)
+        let progress = next > at && next <= top && next.is_multiple_of(PAGE_SIZE);
+        let outcome = match (reply.status, abandoned) {
+            (Status::Success, _) if progress => Outcome::Done((next - at) / PAGE_SIZE),
+            // Cancelled before the first granule.
+            (_, Some(error)) => Outcome::Refused(error),
+            (Status::Success, None) => Outcome::Unknown(Error::progress(command, at, next)),
+            (status, None) => Outcome::Refused(Error::Refused { command, status }),
+        };
+        Change { outcome, calls }
+    }
+
+    /// Records that granules are lost.
+    fn lose(&self, frames: Frames<Delegated>) {
+        if !frames.is_empty() {
+            log::error!("{} granules at {} are lost: the RMM keeps them", frames.count(), frames.base());
+        }
+        self.ledger.lose(frames);
+    }
+
+    /// Gives granules to the pool where nothing may be undelegated, beyond its limit too. Those for which it has no
+    /// place are lost.
+    pub(crate) fn put_aside(&self, frames: Frames<Delegated>) {
+        let mut rest = frames;
+        while !rest.is_empty() {
+            let (granule, others) = rest.split_at(1);
+            rest = others;
+            if let Some(granule) = self.pool.force(self.ledger.reassign(granule, Owner::HYPERVISOR))
+            {
+                self.lose(granule);
+            }
+        }
     }
 
     /// Gives granules to the pool as far as it wants them, and the others back to the ledger.

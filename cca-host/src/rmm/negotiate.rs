@@ -4,7 +4,6 @@ use core::fmt;
 use core::sync::atomic::AtomicBool;
 
 use mm::ledger::Ledger;
-use mm::sync::Mutex;
 
 use super::pool::Pool;
 use super::{CallCounts, Config, Reply, Rmm};
@@ -13,6 +12,7 @@ use crate::conduit::{Conduit, Host};
 use crate::error::Error;
 use crate::features::{Abi, Capabilities, Features, GicModel, Revision};
 use crate::status::Status;
+use crate::v2::ListReserve;
 
 /// log2 of the granule size of RMI 1.0, and of the only size that today's 2.0 RMMs accept.
 const GRANULE_SHIFT: u8 = 12;
@@ -132,12 +132,11 @@ impl<'l, H: Host> Rmm<'l, H> {
         let pool = Pool::new(config.pool_limit);
         let counts = CallCounts::new();
         let whole_ranges = AtomicBool::new(false);
-        let list_reserve = Mutex::new(None);
+        let list_reserve = ListReserve::new();
         let mut rmm = Self { host, ledger, capabilities, counts, pool, list_reserve, whole_ranges };
         if !is_v1 {
             if let Err(error) = rmm.activate_v2() {
-                let page = rmm.list_reserve.lock().take();
-                page.into_iter().for_each(|page| ledger.free(page));
+                rmm.list_reserve.empty().for_each(|page| ledger.free(page));
                 return Err(NegotiationError::Setup(error));
             }
             rmm.capabilities.abi = Abi::V2(rmm.probe_dialect());

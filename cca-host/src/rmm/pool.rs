@@ -58,8 +58,17 @@ impl Pool {
 
     /// Keeps a granule, or hands it back when there are enough.
     pub(super) fn keep(&self, frames: Frames<Delegated>) -> Option<Frames<Delegated>> {
+        self.keep_below(self.limit.load(Ordering::Relaxed), frames)
+    }
+
+    /// Keeps a granule whatever the limit, or hands it back when there is no room at all.
+    pub(super) fn force(&self, frames: Frames<Delegated>) -> Option<Frames<Delegated>> {
+        self.keep_below(POOL_CAPACITY, frames)
+    }
+
+    fn keep_below(&self, limit: usize, frames: Frames<Delegated>) -> Option<Frames<Delegated>> {
         let mut granules = self.granules.lock();
-        if granules.len() >= self.limit.load(Ordering::Relaxed) {
+        if granules.len() >= limit {
             return Some(frames);
         }
         granules.try_push(frames).err().map(|error| error.element())

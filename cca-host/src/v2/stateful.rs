@@ -3,6 +3,7 @@
 
 use arrayvec::ArrayVec;
 use mm::ledger::{Delegated, Frames, GranuleState, Owner, RmmUse, Undelegated, Use};
+use mm::sync::Mutex;
 use mm::{PAGE_SIZE, PhysAddr};
 
 use super::{AddrRange, DESCRIPTOR_BYTES, MAX_BLOCKS, MAX_LIST};
@@ -12,8 +13,9 @@ use crate::error::{BadAnswer, Error};
 use crate::rmm::{Reply, Rmm};
 use crate::status::{MemoryRequest, Status};
 
-/// Rounds without progress after which an operation is given up.
-const MAX_IDLE_ROUNDS: u32 = 64;
+/// Rounds after which an operation is given up. It may pause after each block of the largest range that a call can
+/// name, and get the largest donation in parts.
+const MAX_ROUNDS: u64 = 2 * MAX_BLOCKS;
 
 /// What an operation asks for (RmiOpMemDonateReq): block size in bits 1:0, count in bits 15:2, whether
 /// contiguous in bit 16, state in bits 18:17.
@@ -50,21 +52,68 @@ enum Donation {
     Undelegated(ArrayVec<Frames<Undelegated>, MAX_RUNS>),
 }
 
+/// What an operation works on, which says where it gets memory from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Subject {
+    /// Realms, RECs, tables, mappings, or the RMM itself.
+    Object,
+    /// So many granules, which it delegates or undelegates. Operations on objects, and the pool when it is drained,
+    /// begin these on their way. They begin none themselves: they take what is free, and undelegate nothing.
+    Granules(u64),
+}
+
 /// A stateful operation under way.
 struct Operation<'r, 'l, H> {
     rmm: &'r Rmm<'l, H>,
     command: Command,
+    subject: Subject,
     handle: u64,
     owner: Owner,
     /// Page for address lists.
     list: PhysAddr,
-    idle: u32,
+    rounds: u64,
+    calls: u64,
     /// What kept the host from giving memory: the operation is being abandoned because of it.
     abandoned: Option<Error>,
 }
 
+/// How an operation ended.
+pub(crate) struct Ending {
+    /// The answer of the original command.
+    pub(crate) reply: Reply,
+    /// Why it was abandoned, if it was: the answer may be that of a command that has succeeded in part or not at all.
+    pub(crate) abandoned: Option<Error>,
+    /// Calls made since its first answer.
+    pub(crate) calls: u64,
+}
+
+/// Pages for the address lists of operations for which there is no other page: an operation that has begun must be
+/// carried to its end. One for each kind, since the one kind goes on within the other.
+pub(crate) struct ListReserve {
+    objects: Mutex<Option<Frames<Undelegated>>>,
+    granules: Mutex<Option<Frames<Undelegated>>>,
+}
+
+impl ListReserve {
+    /// No pages.
+    pub(crate) const fn new() -> Self {
+        Self { objects: Mutex::new(None), granules: Mutex::new(None) }
+    }
+
+    /// Keeps two pages.
+    pub(crate) fn fill(&self, objects: Frames<Undelegated>, granules: Frames<Undelegated>) {
+        *self.objects.lock() = Some(objects);
+        *self.granules.lock() = Some(granules);
+    }
+
+    /// Takes the pages out.
+    pub(crate) fn empty(&self) -> impl Iterator<Item = Frames<Undelegated>> {
+        [self.objects.lock().take(), self.granules.lock().take()].into_iter().flatten()
+    }
+}
+
 impl<H: Host> Rmm<'_, H> {
-    /// Carries an operation to its end after its first INCOMPLETE. Returns the answer of the original
+    /// Carries an operation on an object to its end after its first INCOMPLETE. Returns the answer of the original
     /// command.
     ///
     /// Memory that the operation takes is accounted to `owner` as auxiliary.
@@ -74,19 +123,71 @@ impl<H: Host> Rmm<'_, H> {
         first: Reply,
         owner: Owner,
     ) -> Result<Reply, Error> {
-        let carry = |list| {
-            let (handle, idle, abandoned) = (first.x[1], 0, None);
-            Operation { rmm: self, command, handle, owner, list, idle, abandoned }.run(first)
+        let ending = self.finish(command, first, owner, Subject::Object)?;
+        ending.abandoned.map_or(Ok(ending.reply), Err)
+    }
+
+    /// Carries the delegation or undelegation of `granules` granules to its end after its first INCOMPLETE.
+    ///
+    /// What it takes (tables of the RMM) outlives the owner of the granules: it is accounted to the hypervisor.
+    ///
+    /// # Errors
+    /// The operation could not be brought to its end: in which state the granules are is not known.
+    pub(crate) fn carry_on_granules(
+        &self,
+        command: Command,
+        first: Reply,
+        granules: u64,
+    ) -> Result<Ending, Error> {
+        self.finish(command, first, Owner::HYPERVISOR, Subject::Granules(granules))
+    }
+
+    fn finish(
+        &self,
+        command: Command,
+        first: Reply,
+        owner: Owner,
+        subject: Subject,
+    ) -> Result<Ending, Error> {
+        let (handle, list) = (first.x[1], PhysAddr::new(0));
+        let (rounds, calls, abandoned) = (0, 0, None);
+        let mut operation =
+            Operation { rmm: self, command, subject, handle, owner, list, rounds, calls, abandoned };
+        let reply = operation.go_on(first)?;
+        let reply = if matches!(reply.status, Status::Incomplete { .. }) {
+            self.with_list(owner, subject, |list| {
+                operation.list = list;
+                operation.run(reply)
+            })?
+        } else {
+            reply
         };
-        match self.alloc_interface(owner) {
+        Ok(Ending { reply, abandoned: operation.abandoned, calls: operation.calls })
+    }
+
+    /// Calls `work` with a page for address lists.
+    fn with_list<R>(
+        &self,
+        owner: Owner,
+        subject: Subject,
+        work: impl FnOnce(PhysAddr) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        let (page, reserve) = match subject {
+            Subject::Object => (self.alloc_interface(owner), &self.list_reserve.objects),
+            Subject::Granules(_) => {
+                let page = self.ledger.alloc(0, Use::Interface, owner).map_err(Error::from);
+                (page, &self.list_reserve.granules)
+            }
+        };
+        match page {
             Ok(page) => {
-                let outcome = carry(page.base());
+                let outcome = work(page.base());
                 self.ledger.free(page);
                 outcome
             }
             Err(error) => {
-                let reserve = self.list_reserve.lock();
-                carry(reserve.as_ref().ok_or(error)?.base())
+                let reserve = reserve.lock();
+                work(reserve.as_ref().ok_or(error)?.base())
             }
         }
     }
@@ -94,18 +195,10 @@ impl<H: Host> Rmm<'_, H> {
 
 impl<H: Host> Operation<'_, '_, H> {
     fn run(&mut self, first: Reply) -> Result<Reply, Error> {
-        let mut reply = first;
-        loop {
-            let Status::Incomplete { request, cancellable } = reply.status else {
-                return self.abandoned.map_or(Ok(reply), Err);
-            };
-            if self.idle > MAX_IDLE_ROUNDS {
-                let answer = BadAnswer::Protocol(reply.status);
-                return Err(Error::Misbehaved { command: self.command, answer });
-            }
-            self.idle += 1;
+        let mut reply = self.go_on(first)?;
+        while let Status::Incomplete { request, cancellable } = reply.status {
+            self.count_round(reply.status)?;
             reply = match request {
-                MemoryRequest::None => self.rmm.call(Command::OpContinue, [self.handle, 0]),
                 MemoryRequest::Donate => {
                     let wanted = DonateRequest::decode(reply.x[2]);
                     match self.prepare(wanted) {
@@ -117,12 +210,44 @@ impl<H: Host> Operation<'_, '_, H> {
                     }
                 }
                 MemoryRequest::Reclaim => self.reclaim()?,
-                MemoryRequest::Reserved => {
-                    let answer = BadAnswer::Protocol(reply.status);
-                    return Err(Error::Misbehaved { command: self.command, answer });
+                MemoryRequest::None | MemoryRequest::Reserved => {
+                    return Err(self.protocol(reply.status));
                 }
             };
+            reply = self.go_on(reply)?;
         }
+        Ok(reply)
+    }
+
+    /// Goes on as long as the operation asks for nothing else (OP_CONTINUE).
+    fn go_on(&mut self, mut reply: Reply) -> Result<Reply, Error> {
+        while let Status::Incomplete { request: MemoryRequest::None, .. } = reply.status {
+            self.count_round(reply.status)?;
+            self.calls += 1;
+            reply = self.rmm.call(Command::OpContinue, [self.handle, 0]);
+            if matches!(reply.status, Status::Busy | Status::Blocked) {
+                // That is no answer of the original command: the operation is still there.
+                return Err(self.protocol(reply.status));
+            }
+        }
+        Ok(reply)
+    }
+
+    /// Counts a round; an error if there have been too many.
+    fn count_round(&mut self, status: Status) -> Result<(), Error> {
+        let limit = match self.subject {
+            Subject::Object => MAX_ROUNDS,
+            Subject::Granules(granules) => granules.saturating_add(MAX_ROUNDS),
+        };
+        if self.rounds > limit {
+            return Err(self.protocol(status));
+        }
+        self.rounds += 1;
+        Ok(())
+    }
+
+    const fn protocol(&self, status: Status) -> Error {
+        Error::Misbehaved { command: self.command, answer: BadAnswer::Protocol(status) }
     }
 
     /// Gets memory for a request, all of it or a part. Single granules come from the pool as far as it goes.
@@ -135,6 +260,11 @@ impl<H: Host> Operation<'_, '_, H> {
         if wanted.undelegated {
             let frames = self.allocate(wanted, blocks)?;
             return Ok(Donation::Undelegated([frames].into_iter().collect()));
+        }
+        if self.subject != Subject::Object {
+            // An RMM that needs delegated memory to delegate memory could never begin.
+            let answer = BadAnswer::Donation;
+            return Err(Error::Misbehaved { command: self.command, answer });
         }
         let mut runs = ArrayVec::new();
         let pooled = wanted.size == 0 && (!wanted.contiguous || blocks == 1);
@@ -163,7 +293,13 @@ impl<H: Host> Operation<'_, '_, H> {
     fn allocate(&self, wanted: DonateRequest, blocks: u64) -> Result<Frames<Undelegated>, Error> {
         let mut order = wanted.block_order() + blocks.next_power_of_two().trailing_zeros() as u8;
         loop {
-            match self.rmm.alloc(order, Use::Realm, self.owner) {
+            let frames = match self.subject {
+                Subject::Object => self.rmm.alloc(order, Use::Realm, self.owner),
+                Subject::Granules(_) => {
+                    self.rmm.ledger.alloc(order, Use::Realm, self.owner).map_err(Error::from)
+                }
+            };
+            match frames {
                 Ok(frames) => {
                     let (frames, rest) = frames.split_at(blocks << wanted.block_order());
                     self.rmm.ledger.free(rest);
@@ -210,9 +346,6 @@ impl<H: Host> Operation<'_, '_, H> {
             Status::Success => count,
             _ => 0,
         };
-        if taken > 0 {
-            self.idle = 0;
-        }
         self.settle(donation, taken);
         stored?;
         Ok(reply)
@@ -244,17 +377,21 @@ impl<H: Host> Operation<'_, '_, H> {
 
     /// Makes a call that moves memory; once more if it is refused. A refusal leaves the operation as it was,
     /// and only [`Command::OpContinue`] tells its result, so that the handle is still ours.
-    fn insist<const N: usize>(&self, command: Command, args: [u64; N]) -> Reply {
+    fn insist<const N: usize>(&mut self, command: Command, args: [u64; N]) -> Reply {
+        self.calls += 1;
         let reply = self.rmm.call(command, args);
         match reply.status {
             Status::Success | Status::Incomplete { .. } => reply,
-            _ => self.rmm.call(command, args),
+            _ => {
+                self.calls += 1;
+                self.rmm.call(command, args)
+            }
         }
     }
 
     /// Ends an operation for which there is no memory: cancels it, or where that is not allowed or refused donates
     /// memory that the RMM must refuse, after which it gives everything back and fails.
-    fn abandon(&self, wanted: DonateRequest, cancellable: bool) -> Result<Reply, Error> {
+    fn abandon(&mut self, wanted: DonateRequest, cancellable: bool) -> Result<Reply, Error> {
         if cancellable {
             let reply = self.insist(Command::OpCancel, [self.handle]);
             if matches!(reply.status, Status::Success | Status::Incomplete { .. }) {
@@ -308,11 +445,12 @@ impl<H: Host> Operation<'_, '_, H> {
                 RmmUse::Aux,
                 self.owner,
             )?;
-            self.idle = 0;
             if range.undelegated {
                 self.rmm.ledger.free(self.rmm.ledger.undelegated(frames));
-            } else {
+            } else if self.subject == Subject::Object {
                 self.rmm.retire(frames);
+            } else {
+                self.rmm.put_aside(frames);
             }
         }
         Ok(reply)
