@@ -57,7 +57,7 @@ pub struct Dialect {
     pub per_entry_unprotected: bool,
     /// REALM_TERMINATE exists: everything after v0.9.
     pub terminate: bool,
-    /// RMM_STATE_GET or GPT_INFO exist: the third draft.
+    /// RMM_STATE_GET or GPT_INFO exist: drafts after TF-RMM main of July 2026.
     pub late_draft: bool,
 }
 

@@ -28,7 +28,7 @@ const TRACKING_REGION: u64 = 1 << 30;
 const MAX_BLOCKS: u64 = 1023;
 
 /// A range of physical memory as lists and registers carry it (RmiAddrRangeDesc): block size in bits 1:0,
-/// block count in bits 11:2, address in bits 51:12, state in bit 63.
+/// block count in bits 11:2, address in bits 51:12, state in bit 63 or, in late drafts, bits 63:62.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct AddrRange {
     pub(crate) base: u64,
@@ -40,7 +40,11 @@ pub(crate) struct AddrRange {
 
 impl AddrRange {
     const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-    const UNDELEGATED: u64 = 1 << 63;
+    /// The state of memory in the normal world; that of delegated memory is 0.
+    const fn undelegated_state(late_draft: bool) -> u64 {
+        if late_draft { 1 << 62 } else { 1 << 63 }
+    }
+
     /// Most entries of an address list: one page.
     pub(crate) const MAX_LIST: u64 = MAX_LIST;
 
@@ -49,17 +53,17 @@ impl AddrRange {
         Self { base, size: (LAST_LEVEL - level) as u8, blocks, undelegated: false }
     }
 
-    const fn encode(self) -> u64 {
-        let state = if self.undelegated { Self::UNDELEGATED } else { 0 };
+    const fn encode(self, late_draft: bool) -> u64 {
+        let state = if self.undelegated { Self::undelegated_state(late_draft) } else { 0 };
         state | self.base & Self::ADDRESS | (self.blocks & MAX_BLOCKS) << 2 | self.size as u64
     }
 
-    pub(crate) const fn decode(word: u64) -> Self {
+    pub(crate) const fn decode(word: u64, late_draft: bool) -> Self {
         Self {
             base: word & Self::ADDRESS,
             size: (word & 3) as u8,
             blocks: word >> 2 & MAX_BLOCKS,
-            undelegated: word & Self::UNDELEGATED != 0,
+            undelegated: word & Self::undelegated_state(late_draft) != 0,
         }
     }
 
@@ -130,18 +134,34 @@ impl<H: Host> Rmm<'_, H> {
         }
     }
 
-    /// Finds out which draft of 2.0 the RMM follows, by calls whose arguments no draft accepts.
+    /// Finds out whether the RMM follows a late draft. This is known before it is activated, which may be an
+    /// operation that asks for memory: commands that only late drafts have work before that.
+    pub(crate) fn probe_late_draft(&self) -> Dialect {
+        let late_draft = self.implements(Command::GptInfo) || self.implements(Command::RmmStateGet);
+        Dialect { late_draft, ..Dialect::default() }
+    }
+
+    /// Finds out which draft of 2.0 an active RMM follows.
     pub(crate) fn probe_dialect(&self) -> Dialect {
+        let ranges = self.implements(Command::RttUnprotMap);
+        Dialect {
+            per_entry_unprotected: !ranges && self.implements(Command::RttMapUnprotected),
+            terminate: self.implements(Command::RealmTerminate),
+            late_draft: self.is_late_draft(),
+        }
+    }
+
+    /// Whether the RMM has a command, by a call whose arguments no draft accepts.
+    fn implements(&self, command: Command) -> bool {
         // No granule begins at address 1.
         const MISALIGNED: u64 = 1;
-        let implements =
-            |command| self.call(command, [MISALIGNED, 0, 0, 0]).status != Status::NotImplemented;
-        let ranges = implements(Command::RttUnprotMap);
-        Dialect {
-            per_entry_unprotected: !ranges && implements(Command::RttMapUnprotected),
-            terminate: implements(Command::RealmTerminate),
-            late_draft: implements(Command::GptInfo) || implements(Command::RmmStateGet),
-        }
+        let status = self.call(command, [MISALIGNED, 0, 0, 0]).status;
+        !matches!(status, Status::NotImplemented | Status::Global)
+    }
+
+    /// Whether the RMM follows a draft after TF-RMM main of July 2026.
+    pub(crate) const fn is_late_draft(&self) -> bool {
+        matches!(self.capabilities().abi, Abi::V2(Dialect { late_draft: true, .. }))
     }
 
     /// Stops a realm for good (REALM_TERMINATE), where that is a step of its own.
@@ -156,12 +176,9 @@ impl<H: Host> Rmm<'_, H> {
         }
     }
 
-    /// Whether PSCI_COMPLETE has the target REC as an argument: all but the third draft of 2.0.
+    /// Whether PSCI_COMPLETE has the target REC as an argument: all but late drafts of 2.0.
     pub(crate) const fn psci_names_target(&self) -> bool {
-        match self.capabilities().abi {
-            Abi::V1 => true,
-            Abi::V2(dialect) => !dialect.late_draft,
-        }
+        !self.is_late_draft()
     }
 }
 
@@ -172,12 +189,16 @@ mod tests {
     #[test]
     fn descriptors_are_encoded_as_the_reference_says() {
         let range = AddrRange::at_level(0x8020_0000, 2, 3);
-        assert_eq!(range.encode(), 0x8020_0000 | 3 << 2 | 1);
-        assert_eq!(AddrRange::decode(range.encode()), range);
-        assert_eq!(range.granules(), 3 * 512);
         let page = AddrRange { undelegated: true, ..AddrRange::at_level(0x1000, 3, 1) };
-        assert_eq!(page.encode(), 1 << 63 | 0x1000 | 1 << 2);
-        assert_eq!(AddrRange::decode(page.encode()), page);
-        assert_eq!(AddrRange::decode(u64::MAX).granules(), 1023 << 27);
+        assert_eq!(range.granules(), 3 * 512);
+        for late_draft in [false, true] {
+            assert_eq!(range.encode(late_draft), 0x8020_0000 | 3 << 2 | 1);
+            for range in [range, page] {
+                assert_eq!(AddrRange::decode(range.encode(late_draft), late_draft), range);
+            }
+            assert_eq!(AddrRange::decode(u64::MAX, late_draft).granules(), 1023 << 27);
+        }
+        assert_eq!(page.encode(false), 1 << 63 | 0x1000 | 1 << 2);
+        assert_eq!(page.encode(true), 1 << 62 | 0x1000 | 1 << 2);
     }
 }

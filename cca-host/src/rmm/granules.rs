@@ -240,7 +240,8 @@ impl<H: Host> Rmm<'_, H> {
     fn change_range(&self, command: Command, at: u64, top: u64) -> Change {
         let mut calls = 1;
         let (mut reply, mut abandoned) = (self.call(command, [at, top]), None);
-        if matches!(reply.status, Status::Incomplete { .. }) {
+        let stateful = matches!(reply.status, Status::Incomplete { .. });
+        if stateful {
             match self.carry_on_granules(command, reply, (top - at) / PAGE_SIZE) {
                 Ok(ending) => {
                     calls += ending.calls;
@@ -256,6 +257,8 @@ impl<H: Host> Rmm<'_, H> {
             // Cancelled before the first granule.
             (_, Some(error)) => Outcome::Refused(error),
             (Status::Success, None) => Outcome::Unknown(Error::progress(command, at, next)),
+            // Some granules may have been done before.
+            (status, None) if stateful => Outcome::Unknown(Error::Refused { command, status }),
             (status, None) => Outcome::Refused(Error::Refused { command, status }),
         };
         Change { outcome, calls }
@@ -264,7 +267,11 @@ impl<H: Host> Rmm<'_, H> {
     /// Records that granules are lost.
     fn lose(&self, frames: Frames<Delegated>) {
         if !frames.is_empty() {
-            log::error!("{} granules at {} are lost: the RMM keeps them", frames.count(), frames.base());
+            log::error!(
+                "{} granules at {} are lost: the RMM keeps them",
+                frames.count(),
+                frames.base()
+            );
         }
         self.ledger.lose(frames);
     }

@@ -135,6 +135,7 @@ impl<'l, H: Host> Rmm<'l, H> {
         let list_reserve = ListReserve::new();
         let mut rmm = Self { host, ledger, capabilities, counts, pool, list_reserve, whole_ranges };
         if !is_v1 {
+            rmm.capabilities.abi = Abi::V2(rmm.probe_late_draft());
             if let Err(error) = rmm.activate_v2() {
                 rmm.list_reserve.empty().for_each(|page| ledger.free(page));
                 return Err(NegotiationError::Setup(error));

@@ -288,7 +288,7 @@ impl<H: Host> Tables<'_, '_, H> {
 
     /// Notes a range of data granules that the RMM has returned.
     fn take_back_range(&mut self, command: Command, word: u64) {
-        let range = AddrRange::decode(word);
+        let range = AddrRange::decode(word, self.rmm.is_late_draft());
         let count = range.granules();
         self.book.returns.range = Piece {
             base: range.base,

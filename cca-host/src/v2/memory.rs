@@ -47,7 +47,7 @@ impl<H: Host> Tables<'_, '_, H> {
 
     /// Maps one delegated granule at `pa` to `at` (RTT_DATA_MAP).
     pub(crate) fn call_data_map_page(&mut self, at: u64, pa: u64) -> Result<Reply, Error> {
-        let range = AddrRange::at_level(pa, LAST_LEVEL, 1).encode();
+        let range = AddrRange::at_level(pa, LAST_LEVEL, 1).encode(self.rmm.is_late_draft());
         let args = [self.rd.get(), at, at + self.geometry.granule(), SINGLE, range];
         self.with_tables(Command::RttDataMap, args, Ipa::new(at), LAST_LEVEL)
     }
@@ -71,7 +71,7 @@ impl<H: Host> Tables<'_, '_, H> {
         let mut range = AddrRange::at_level(pa, level, blocks);
         range.undelegated = command == Command::RttUnprotMap;
         let top = at + blocks * entry;
-        let args = [self.rd.get(), at, top, flags, range.encode()];
+        let args = [self.rd.get(), at, top, flags, range.encode(self.rmm.is_late_draft())];
         let reply = self.with_tables(command, args, Ipa::new(at), level)?;
         match reply.status {
             Status::Success => self.progress(command, at, top, reply.x[1]).map(Step::Upto),

@@ -151,8 +151,17 @@ impl<H: Host> Rmm<'_, H> {
     ) -> Result<Ending, Error> {
         let (handle, list) = (first.x[1], PhysAddr::new(0));
         let (rounds, calls, abandoned) = (0, 0, None);
-        let mut operation =
-            Operation { rmm: self, command, subject, handle, owner, list, rounds, calls, abandoned };
+        let mut operation = Operation {
+            rmm: self,
+            command,
+            subject,
+            handle,
+            owner,
+            list,
+            rounds,
+            calls,
+            abandoned,
+        };
         let reply = operation.go_on(first)?;
         let reply = if matches!(reply.status, Status::Incomplete { .. }) {
             self.with_list(owner, subject, |list| {
@@ -330,7 +339,8 @@ impl<H: Host> Operation<'_, '_, H> {
             }
         };
         let stored = ranges.iter().enumerate().try_for_each(|(entry, range)| {
-            self.rmm.host.store(self.list, entry * DESCRIPTOR_BYTES as usize, &range.encode())
+            let word = range.encode(self.rmm.is_late_draft());
+            self.rmm.host.store(self.list, entry * DESCRIPTOR_BYTES as usize, &word)
         });
         let entries = ranges.len() as u64;
         let reply = match stored {
@@ -401,7 +411,7 @@ impl<H: Host> Operation<'_, '_, H> {
         let blocks = if wanted.contiguous { wanted.blocks } else { 1 };
         let base = self.wrong_memory(wanted, blocks);
         let range = AddrRange { base, size: wanted.size, blocks, undelegated: wanted.undelegated };
-        self.rmm.host.store(self.list, 0, &range.encode())?;
+        self.rmm.host.store(self.list, 0, &range.encode(self.rmm.is_late_draft()))?;
         Ok(self.insist(Command::OpMemDonate, [self.handle, self.list.get(), 1, 0]))
     }
 
@@ -437,7 +447,8 @@ impl<H: Host> Operation<'_, '_, H> {
         }
         for entry in 0..entries {
             let offset = (entry * DESCRIPTOR_BYTES) as usize;
-            let range = AddrRange::decode(self.rmm.host.load(self.list, offset)?);
+            let word = self.rmm.host.load(self.list, offset)?;
+            let range = AddrRange::decode(word, self.rmm.is_late_draft());
             let frames = self.rmm.take_back(
                 command,
                 range.base,

@@ -8,7 +8,7 @@ use mm::PhysAddr;
 use mm::ledger::{Ledger, Owner, PhysRange, Undelegated, Use};
 use rmm::Abi;
 use rmm::host::{Config, Machine};
-use rmm::v2::Rmi2;
+use rmm::v2::{Draft, Rmi2};
 use rmm::{Pa, RamRange};
 
 /// First address of the machine's RAM.
@@ -143,7 +143,7 @@ pub fn abis() -> [Abi; 6] {
         Abi::V2_0(Rmi2::HEAD),
         // What later drafts may do, each a step further.
         Abi::V2_0(Rmi2 { whole_ranges: true, yields: true, ..Rmi2::HEAD }),
-        Abi::V2_0(Rmi2 { psci_target: false, ..Rmi2::HEAD }),
+        Abi::V2_0(Rmi2 { draft: Draft::Late, ..Rmi2::HEAD }),
         Abi::V2_0(Rmi2::EVERYTHING),
     ]
 }

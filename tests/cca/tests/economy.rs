@@ -80,6 +80,7 @@ fn calls_stay_near_the_fewest_that_the_abi_allows() {
         ("1.0", Abi::V1_0),
         ("2.0, a granule per delegation", Abi::V2_0(Rmi2::HEAD)),
         ("2.0, a range per delegation", Abi::V2_0(later)),
+        ("2.0, a range per delegation, which pauses", Abi::V2_0(Rmi2 { yields: true, ..later })),
     ] {
         let (calls, fewest) = (measure(abi), fewest(abi));
         println!("{name}: {calls:?}, fewest {fewest:?}");

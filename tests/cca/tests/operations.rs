@@ -1,17 +1,24 @@
 //! Stateful operations of RMI 2.0: every form of donation, memory that runs out on the way, and operations that are
 //! cancelled or cannot be.
 
-use cca_host::{Command, Config, Error, Realm, RealmConfig, RecConfig, Rmm, Tracking};
+use cca_host::{Blame, Command, Config, Error, Realm, RealmConfig, RecConfig, Rmm, Tracking};
 use cca_tests::{RAM_BASE, Refusal, Rig, World, abis, destroy, with_world_of};
 use mm::ledger::{Frames, Owner, Undelegated, Use};
 use mm::{Ipa, PhysAddr};
+use rmm::v2::Draft;
 use rmm::{Abi, Donation, Rmi2};
 
 const OWNER: Owner = Owner::vm(1);
 const RAM: u64 = 0x4000_0000;
 
-/// Runs `test` once per form of donation.
+/// Runs `test` once per form of donation, on the RMM that the drafts in the field are like and on a later one.
 fn each_form(test: impl Fn(World<'_>, Donation)) {
+    for draft in [Draft::Head, Draft::Late] {
+        each_form_of(draft, &test);
+    }
+}
+
+fn each_form_of(draft: Draft, test: impl Fn(World<'_>, Donation)) {
     for bits in 0..8 {
         let donation = Donation {
             contiguous: bits & 1 != 0,
@@ -19,8 +26,8 @@ fn each_form(test: impl Fn(World<'_>, Donation)) {
             cancellable: bits & 4 != 0,
             ..Donation::PAGES
         };
-        println!("{donation:?}");
-        let abi = Abi::V2_0(Rmi2 { donations: [donation; 2], ..Rmi2::HEAD });
+        println!("{draft:?}: {donation:?}");
+        let abi = Abi::V2_0(Rmi2 { draft, donations: [donation; 2], ..Rmi2::HEAD });
         with_world_of(1 << 20, abi, |world| test(world, donation));
     }
 }
@@ -131,6 +138,87 @@ fn a_refused_step_of_a_cancellation_is_survived() {
         );
         assert!(cases > 20);
         hoard.into_iter().for_each(|granule| world.ledger.free(granule));
+    });
+}
+
+/// RMMs whose delegation of a range takes a granule of the normal world for the time.
+fn each_borrower(test: impl Fn(World<'_>, Donation)) {
+    for cancellable in [false, true] {
+        let scratch = Donation { undelegated: true, cancellable, ..Donation::PAGES };
+        for yields in [false, true] {
+            let rmi2 = Rmi2 { yields, scratch: Some(scratch), ..Rmi2::EVERYTHING };
+            println!("{rmi2:?}");
+            with_world_of(4 << 20, Abi::V2_0(rmi2), |world| test(world, scratch));
+        }
+    }
+}
+
+/// RAM of a realm, all of which gets memory.
+const BYTES: u64 = 0x20_0000;
+
+#[test]
+fn ranges_are_delegated_whatever_the_operation_wants() {
+    each_borrower(|world, _| {
+        for pool_limit in [0, 64] {
+            let rmm = negotiate(&world, pool_limit);
+            let start = world.ledger.census();
+            let mut realm = Realm::create(&rmm, OWNER, &RealmConfig::new(33)).expect("created");
+            let (base, top) = (Ipa::new(RAM), Ipa::new(RAM + BYTES));
+            realm.init_ripas(base, top).expect("RAM");
+            assert_eq!(realm.map_private(base, top), Ok(512));
+            let rec = realm.create_rec(&RecConfig::default()).expect("a REC");
+            assert!(rmm.calls().of(Command::OpMemDonate) > 1);
+            assert_eq!(destroy(realm, [rec]).expect("destroyed").lost, 0);
+            rmm.drain_pool();
+            assert_eq!(world.ledger.census(), start);
+        }
+    });
+}
+
+#[test]
+fn a_delegation_that_memory_runs_out_for_is_a_refusal() {
+    each_borrower(|world, scratch| {
+        let rmm = negotiate(&world, 0);
+        let start = world.ledger.census();
+        let mut realm = Realm::create(&rmm, OWNER, &RealmConfig::new(33)).expect("created");
+        let (base, top) = (Ipa::new(RAM), Ipa::new(RAM + 8 * 4096));
+        realm.init_ripas(base, top).expect("RAM");
+        realm.map_private(base, Ipa::new(RAM + 4096)).expect("the tables");
+        let ended = |command| rmm.calls().of(command);
+        let before = (ended(Command::OpCancel), ended(Command::OpMemDonate));
+        // Two granules that are delegated together; none is left for the operation.
+        let mut hoard = exhaust(&world, 0, true);
+        let pair = hoard
+            .windows(2)
+            .position(|pair| pair[0].base().is_aligned(0x2000) && pair[1].base() == pair[0].end());
+        let pair = pair.expect("they come in order");
+        hoard.drain(pair..pair + 2).for_each(|granule| world.ledger.free(granule));
+        let there = world.ledger.census().in_realm_world();
+        let error = realm.map_private(Ipa::new(RAM + 2 * 4096), top).expect_err("no memory");
+        assert!(matches!(error, Error::OutOfMemory(_)), "{error}");
+        assert_eq!(ended(Command::OpCancel) > before.0, scratch.cancellable);
+        assert_eq!(ended(Command::OpMemDonate) > before.1, !scratch.cancellable);
+        assert_eq!(world.ledger.census().in_realm_world(), there);
+        hoard.into_iter().for_each(|granule| world.ledger.free(granule));
+        destroy(realm, []).expect("destroyed");
+        assert_eq!(world.ledger.census(), start);
+    });
+}
+
+#[test]
+fn an_rmm_that_wants_delegated_memory_to_delegate_is_refused() {
+    let rmi2 = Rmi2 { scratch: Some(Donation::PAGES), ..Rmi2::EVERYTHING };
+    with_world_of(4 << 20, Abi::V2_0(rmi2), |world| {
+        let rmm = negotiate(&world, 8);
+        let start = world.ledger.census();
+        let mut realm = Realm::create(&rmm, OWNER, &RealmConfig::new(33)).expect("created");
+        let (base, top) = (Ipa::new(RAM), Ipa::new(RAM + BYTES));
+        realm.init_ripas(base, top).expect("RAM");
+        let error = realm.map_private(base, top).expect_err("not to be had");
+        assert_eq!(error.blame(), Blame::Rmm, "{error}");
+        destroy(realm, []).expect("destroyed");
+        rmm.drain_pool();
+        assert_eq!(world.ledger.census(), start);
     });
 }
 

@@ -86,7 +86,7 @@ impl<P: Platform> Monitor<P> {
             answer(rec, [psci_fid::INVALID_PARAMETERS])
         } else if target == rec.index {
             answer(rec, [psci_fid::SUCCESS])
-        } else if self.rmi2().is_some_and(|rmi2| !rmi2.psci_target) {
+        } else if self.rmi2().is_some_and(|rmi2| !rmi2.draft.psci_names_target()) {
             let is_on = self.rec_at(Pa(rec.rd), target).is_some_and(|pa| self.is_on(pa));
             answer(rec, [if is_on { psci_fid::SUCCESS } else { psci_fid::AFFINITY_OFF }])
         } else {

@@ -334,7 +334,7 @@ impl<P: Platform> Monitor<P> {
     pub(crate) fn realm_destroy(&self, rd_pa: Pa) -> Result<Reply, Refusal> {
         let granule = self.lock(rd_pa, GranuleState::Rd)?;
         let rd = self.load_rd(&granule);
-        let alive = self.rmi2().is_some_and(|rmi2| rmi2.draft == Draft::Head)
+        let alive = self.rmi2().is_some_and(|rmi2| rmi2.draft != Draft::V0_9)
             && rd.state() != RealmState::Zombie;
         if granule.refcount() != 0 || alive {
             return Err(Refusal::REALM);

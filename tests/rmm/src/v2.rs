@@ -6,6 +6,7 @@
 
 mod dispatch;
 mod global;
+mod granules;
 mod map;
 mod operation;
 mod range;
@@ -35,6 +36,17 @@ pub enum Draft {
     V0_9,
     /// TF-RMM main of July 2026.
     Head,
+    /// Drafts after that, as far as they are known: RMM_STATE_GET, a state of two bits in address
+    /// descriptors, PSCI_COMPLETE without the target REC (two operands), which the monitor finds
+    /// by the MPIDR, so that AFFINITY_INFO does not exit.
+    Late,
+}
+
+impl Draft {
+    /// PSCI_COMPLETE names the target REC.
+    pub(crate) const fn psci_names_target(self) -> bool {
+        !matches!(self, Self::Late)
+    }
 }
 
 /// Details in which implementations of RMI 2.0 differ.
@@ -42,15 +54,16 @@ pub enum Draft {
 pub struct Rmi2 {
     /// The set of commands.
     pub draft: Draft,
-    /// PSCI_COMPLETE names the target REC (three operands). If not (two operands, as in drafts
-    /// after HEAD), the monitor finds it by the MPIDR, and AFFINITY_INFO does not exit.
-    pub psci_target: bool,
     /// GRANULE_RANGE_DELEGATE and UNDELEGATE work on the whole range; if not, on one granule per
     /// call.
     pub whole_ranges: bool,
     /// RTT_DATA_MAP and the unmap commands without a list answer INCOMPLETE once before they
-    /// tell their result, as if an interrupt had been pending.
+    /// tell their result, and commands on ranges of granules when they are half done, as if an
+    /// interrupt had been pending.
     pub yields: bool,
+    /// How GRANULE_RANGE_DELEGATE and UNDELEGATE want a granule for the time that they work on a
+    /// range of more than one, if they do.
+    pub scratch: Option<Donation>,
     /// How REC_CREATE wants its auxiliary granules: one operation after the other in turns.
     pub donations: [Donation; 2],
     /// Contexts for stateful operations, at most [`MAX_CONTEXTS`].
@@ -89,23 +102,25 @@ impl Rmi2 {
     /// Like TF-RMM v0.9.0.
     pub const V0_9: Self = Self {
         draft: Draft::V0_9,
-        psci_target: true,
         whole_ranges: false,
         yields: false,
+        scratch: None,
         donations: [Donation::PAGES; 2],
         contexts: MAX_CONTEXTS,
     };
     /// Like TF-RMM main of July 2026.
     pub const HEAD: Self = Self { draft: Draft::Head, ..Self::V0_9 };
-    /// [`Self::HEAD`] with all that the interface allows and neither implementation does: whole
+    /// A late draft with all that the interface allows and neither implementation does: whole
     /// ranges, operations that yield, donations in pieces, contiguous or undelegated.
     pub const EVERYTHING: Self = Self {
         whole_ranges: true,
         yields: true,
+        scratch: Some(Donation { undelegated: true, cancellable: true, ..Donation::PAGES }),
         donations: [
             Donation { contiguous: true, undelegated: true, cancellable: true, ..Donation::PAGES },
             Donation { most: 6, cancellable: true, ..Donation::PAGES },
         ],
+        draft: Draft::Late,
         ..Self::HEAD
     };
 }
@@ -120,6 +135,8 @@ pub mod fid {
     pub const RMM_CONFIG_SET: u64 = BASE | 0x16E;
     /// RMI_GRANULE_TRACKING_GET.
     pub const GRANULE_TRACKING_GET: u64 = BASE | 0x1E1;
+    /// RMI_RMM_STATE_GET.
+    pub const RMM_STATE_GET: u64 = BASE | 0x1EE;
     /// RMI_RMM_CONFIG_GET.
     pub const RMM_CONFIG_GET: u64 = BASE | 0x1EC;
     /// RMI_GRANULE_RANGE_DELEGATE.

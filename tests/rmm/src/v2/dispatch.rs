@@ -4,6 +4,7 @@ use crate::abi::{Refusal, Reply, VERSION_2_0, fid as v1};
 use crate::addr::{Ipa, Pa};
 use crate::monitor::Monitor;
 use crate::platform::Platform;
+use crate::v2::granules::Change;
 use crate::v2::map::Half;
 use crate::v2::{Draft, Rmi2, fid};
 
@@ -38,7 +39,7 @@ fn exists(draft: Draft, function: u64) -> bool {
     let of_draft = match draft {
         Draft::V0_9 => [v1::RTT_MAP_UNPROTECTED, v1::RTT_UNMAP_UNPROTECTED, v1::RTT_SET_RIPAS]
             .contains(&function),
-        Draft::Head => {
+        Draft::Head | Draft::Late => {
             [fid::RTT_UNPROT_MAP, fid::RTT_UNPROT_UNMAP, fid::REALM_TERMINATE, v1::RTT_SET_RIPAS]
                 .contains(&function)
         }
@@ -56,6 +57,7 @@ impl<P: Platform> Monitor<P> {
             fid::RMM_CONFIG_GET => self.rmm_config_get(Pa(x1)),
             fid::GRANULE_TRACKING_GET => self.granule_tracking_get(rmi2, Pa(x1), Pa(x2)),
             fid::RMM_ACTIVATE => self.rmm_activate(),
+            fid::RMM_STATE_GET if rmi2.draft == Draft::Late => Ok(self.rmm_state_get()),
             fid::RMM_CONFIG_SET if self.is_active() => Err(Refusal::GLOBAL),
             fid::RMM_CONFIG_SET => self.rmm_config_set(Pa(x1)),
             _ if !exists(rmi2.draft, function) => return None,
@@ -72,10 +74,10 @@ impl<P: Platform> Monitor<P> {
         let ipa_range = (Ipa(x2), Ipa(x3));
         Some(match function {
             fid::GRANULE_RANGE_DELEGATE => {
-                Ok(self.granule_range(rmi2, (Pa(x1), Pa(x2)), Self::granule_delegate))
+                self.granule_range(rmi2, (Pa(x1), Pa(x2)), Change::Delegate)
             }
             fid::GRANULE_RANGE_UNDELEGATE => {
-                Ok(self.granule_range(rmi2, (Pa(x1), Pa(x2)), Self::granule_undelegate))
+                self.granule_range(rmi2, (Pa(x1), Pa(x2)), Change::Undelegate)
             }
             fid::GPT_L1_CREATE => self.gpt_l1_create(Pa(x1)),
             fid::RTT_DATA_MAP_INIT => self.data_create(rd, Pa(x2), Ipa(x3), Pa(x4), x5),
@@ -90,7 +92,9 @@ impl<P: Platform> Monitor<P> {
             fid::REALM_TERMINATE => self.realm_terminate(rd),
             v1::REC_CREATE => self.rec_create_stateful(rmi2, rd, Pa(x2), Pa(x3)),
             v1::REC_DESTROY => self.rec_destroy_stateful(Pa(x1)),
-            v1::PSCI_COMPLETE if !rmi2.psci_target => self.psci_complete_by_mpidr(Pa(x1), x2),
+            v1::PSCI_COMPLETE if !rmi2.draft.psci_names_target() => {
+                self.psci_complete_by_mpidr(Pa(x1), x2)
+            }
             // The rest is as in 1.0, but for what depends on the interface inside.
             _ => return self.dispatch_v1(function, args),
         })

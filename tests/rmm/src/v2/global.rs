@@ -1,4 +1,4 @@
-//! The monitor as a whole: configuration, activation, features, delegation of ranges.
+//! The monitor as a whole: configuration, activation, features.
 
 use core::sync::atomic::Ordering;
 
@@ -31,6 +31,12 @@ impl<P: Platform> Monitor<P> {
         Ok(Reply::SUCCESS)
     }
 
+    /// RMM_STATE_GET. That it is there is known, its output is not: here whether the monitor is
+    /// active.
+    pub(crate) fn rmm_state_get(&self) -> Reply {
+        Reply::with([u64::from(self.is_active())])
+    }
+
     fn config_page(&self, page: Pa) -> Result<(), Refusal> {
         if page.0 == 0 { Err(Refusal::INPUT) } else { self.check_host(page) }
     }
@@ -56,7 +62,8 @@ impl<P: Platform> Monitor<P> {
         const HASH_SHA_256: u64 = 1 << 3;
         const HASH_SHA_512: u64 = 1 << 5;
         const PPS_48_BITS: u64 = 5 << 14;
-        let max_recs_order = if rmi2.psci_target { REFCOUNT_BITS } else { REC_TABLE_BITS };
+        let max_recs_order =
+            if rmi2.draft.psci_names_target() { REFCOUNT_BITS } else { REC_TABLE_BITS };
         match index {
             0 => self.feature_register(0) & 0xffff_ffff,
             1 => {
@@ -78,7 +85,7 @@ impl<P: Platform> Monitor<P> {
         let limit = 1 << self.features.pa_bits;
         let valid = match rmi2.draft {
             Draft::V0_9 => start.is_aligned(TRACKING_REGION) && start.0 < limit,
-            Draft::Head => {
+            Draft::Head | Draft::Late => {
                 start.is_aligned(GRANULE_SIZE)
                     && end.is_aligned(GRANULE_SIZE)
                     && start < end
@@ -92,7 +99,7 @@ impl<P: Platform> Monitor<P> {
         let state = if tracked { TRACKING_FINE } else { TRACKING_NONE };
         Ok(match rmi2.draft {
             Draft::V0_9 => Reply::with([CONVENTIONAL, state]),
-            Draft::Head => Reply::with([CONVENTIONAL, state, end.0]),
+            Draft::Head | Draft::Late => Reply::with([CONVENTIONAL, state, end.0]),
         })
     }
 
@@ -100,30 +107,6 @@ impl<P: Platform> Monitor<P> {
     pub(crate) fn gpt_l1_create(&self, pa: Pa) -> Result<Reply, Refusal> {
         const L0_ENTRY: u64 = 1 << 30;
         Err(if pa.is_aligned(L0_ENTRY) { Refusal::GPT } else { Refusal::INPUT })
-    }
-
-    /// GRANULE_RANGE_DELEGATE and GRANULE_RANGE_UNDELEGATE by `each`; x1 is the end of what was
-    /// done, also on failure.
-    pub(crate) fn granule_range(
-        &self,
-        rmi2: &Rmi2,
-        (base, top): (Pa, Pa),
-        each: impl Fn(&Self, Pa) -> Result<Reply, Refusal>,
-    ) -> Reply {
-        let aligned = base.is_aligned(GRANULE_SIZE) && top.is_aligned(GRANULE_SIZE);
-        if !aligned || top <= base {
-            return Reply::refused_with(Refusal::INPUT, [base.0]);
-        }
-        let end = if rmi2.whole_ranges { top } else { base.offset(GRANULE_SIZE) };
-        let mut next = base;
-        while next < end {
-            match each(self, next) {
-                Ok(_) => next = next.offset(GRANULE_SIZE),
-                Err(refusal) if next == base => return Reply::refused_with(refusal, [base.0]),
-                Err(_) => break,
-            }
-        }
-        Reply::with([next.0])
     }
 
     /// Makes `count` delegated granules from `pa` on data of zeroes: all or none.

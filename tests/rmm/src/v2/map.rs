@@ -9,7 +9,7 @@ use crate::rtt::entry::{Entry, HostDescriptor};
 use crate::rtt::geometry::{ENTRIES, MIN_BLOCK_LEVEL, PAGE_LEVEL, Stage2, entry_size};
 use crate::rtt::walk::Walk;
 use crate::v2::operation::{Need, Operation, incomplete};
-use crate::v2::range::{Range, RangeList};
+use crate::v2::range::RangeList;
 use crate::v2::{Draft, Rmi2};
 
 /// Kinds of output address operands.
@@ -72,17 +72,21 @@ impl<P: Platform> Monitor<P> {
             return Err(Refusal::INPUT);
         }
         let blocks = match address_type_of(flags) {
-            address_type::SINGLE => RangeList::single(Range(address)),
+            address_type::SINGLE => RangeList::single(self.range_of(address)?),
             address_type::LIST => self.read_list(Pa(address), list_count_of(flags))?,
             _ => return Err(Refusal::INPUT),
         };
         let first = *blocks.ranges().first().ok_or(Refusal::INPUT)?;
         let level = first.level();
         let stage2 = rd.stage2();
-        let delegated = half == Half::Unprotected || !first.is_undelegated();
+        // Only late drafts have a state that has to be given here.
+        let state_fits = match half {
+            Half::Protected => !first.is_undelegated(),
+            Half::Unprotected => self.draft() != Draft::Late || first.is_undelegated(),
+        };
         let aligned = base.is_aligned(entry_size(level)) && top.is_aligned(GRANULE_SIZE);
         let levels = MIN_BLOCK_LEVEL.max(stage2.start_level)..=PAGE_LEVEL;
-        if !delegated || !aligned || !levels.contains(&level) || !half.holds(&stage2, base, top) {
+        if !state_fits || !aligned || !levels.contains(&level) || !half.holds(&stage2, base, top) {
             return Err(Refusal::INPUT);
         }
         if top.0 - base.0 < entry_size(level) {
@@ -178,7 +182,7 @@ impl<P: Platform> Monitor<P> {
         if flags != address_type::SINGLE || top.0.saturating_sub(base.0) < GRANULE_SIZE {
             return Err(Refusal::INPUT);
         }
-        self.data_create_unknown(rd, Range(address).base(), base)?;
+        self.data_create_unknown(rd, self.range_of(address)?.base(), base)?;
         Ok(Reply::with([base.0 + GRANULE_SIZE]))
     }
 

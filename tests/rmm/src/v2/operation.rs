@@ -13,6 +13,7 @@ use crate::platform::Platform;
 use crate::rec::MAX_REC_AUX;
 use crate::rtt::geometry::PAGE_LEVEL;
 use crate::v2::Donation;
+use crate::v2::granules::RangeChange;
 use crate::v2::range::{RangeList, list_room};
 
 /// Most contexts of the pool.
@@ -75,9 +76,9 @@ impl Granules {
         self.count -= count;
     }
 
-    /// How many are missing for a REC.
-    pub(crate) fn missing(&self) -> u64 {
-        (MAX_REC_AUX - self.count) as u64
+    /// How many are missing to `wanted`.
+    fn missing(&self, wanted: usize) -> u64 {
+        (wanted - self.count) as u64
     }
 }
 
@@ -97,10 +98,19 @@ pub(crate) enum Operation {
         /// Donated so far.
         aux: Granules,
     },
-    /// An object's auxiliary granules go back; then the object is gone.
+    /// GRANULE_RANGE_DELEGATE or GRANULE_RANGE_UNDELEGATE.
+    Range {
+        /// What is to be done.
+        range: RangeChange,
+        /// How memory is to be donated, if it is.
+        donation: Option<Donation>,
+        /// The granule for the time of the operation, once it is donated.
+        scratch: Granules,
+    },
+    /// Auxiliary granules of an object or operation go back; then it is gone.
     Reclaim {
         /// Granule of the object, in the state Partial.
-        object: Pa,
+        object: Option<Pa>,
         /// Still to give back.
         aux: Granules,
         /// Whether they go back undelegated.
@@ -115,10 +125,42 @@ pub(crate) enum Operation {
 }
 
 impl Operation {
+    /// How many granules are still to be donated.
+    fn missing(&self) -> u64 {
+        match self {
+            Self::CreateRec { aux, .. } => aux.missing(MAX_REC_AUX),
+            Self::Range { donation: Some(_), scratch, .. } => scratch.missing(1),
+            Self::Range { .. } | Self::Reclaim { .. } | Self::Deliver(_) => 0,
+        }
+    }
+
+    /// How memory is donated to the operation, and what it has.
+    fn donated(&mut self) -> Option<(Donation, &mut Granules)> {
+        match self {
+            Self::CreateRec { donation, aux, .. } => Some((*donation, aux)),
+            Self::Range { donation, scratch, .. } => donation.map(|donation| (donation, scratch)),
+            Self::Reclaim { .. } | Self::Deliver(_) => None,
+        }
+    }
+
+    /// The end of an operation to which memory is donated: that goes back.
+    fn unwound(self, outcome: Reply) -> Self {
+        match self {
+            Self::CreateRec { rec, donation, aux, .. } => {
+                reclaim(Some(rec), aux, donation.undelegated, outcome)
+            }
+            Self::Range { donation, scratch, .. } => {
+                let undelegated = donation.is_some_and(|donation| donation.undelegated);
+                reclaim(None, scratch, undelegated, outcome)
+            }
+            Self::Reclaim { .. } | Self::Deliver(_) => self,
+        }
+    }
+
     /// The call that is due.
     fn need(&self) -> Need {
         match self {
-            Self::CreateRec { aux, .. } if aux.missing() > 0 => Need::Donation,
+            _ if self.missing() > 0 => Need::Donation,
             Self::Reclaim { drained: false, .. } => Need::Reclaim,
             _ => Need::Nothing,
         }
@@ -126,6 +168,7 @@ impl Operation {
 }
 
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is no heap")]
 enum Slot {
     Free,
     /// A CPU works on it.
@@ -210,15 +253,26 @@ impl<P: Platform> Monitor<P> {
         match operation {
             Operation::Deliver(reply) => Ok(reply),
             Operation::Reclaim { object, outcome, .. } => {
-                self.release(&self.lock_own(object, GranuleState::Partial));
+                self.release_partial(object);
                 Ok(outcome)
+            }
+            Operation::Range { mut range, donation, scratch } => {
+                let Some(outcome) = self.go_on_with(&mut range) else {
+                    context.park(Operation::Range { range, donation, scratch });
+                    return Ok(incomplete(Need::Nothing, [0, 0]));
+                };
+                if scratch.as_slice().is_empty() {
+                    return Ok(outcome);
+                }
+                context.park(Operation::Range { range, donation, scratch }.unwound(outcome));
+                Ok(incomplete(Need::Reclaim, [0, 0]))
             }
             Operation::CreateRec { rd, rec, params, donation, aux } => {
                 let undelegated = donation.undelegated;
                 match self.finish_rec(rd, rec, params, undelegated, aux.as_slice()) {
                     Ok(reply) => Ok(reply),
                     Err(refusal) => {
-                        context.park(reclaim(rec, aux, undelegated, refusal.into()));
+                        context.park(operation.unwound(refusal.into()));
                         Ok(incomplete(Need::Reclaim, [0, 0]))
                     }
                 }
@@ -226,43 +280,50 @@ impl<P: Platform> Monitor<P> {
         }
     }
 
-    /// OP_MEM_DONATE: granules for the object; x1 counts those that were taken.
+    /// Makes the granule of an object that is gone a delegated one.
+    fn release_partial(&self, object: Option<Pa>) {
+        if let Some(object) = object {
+            self.release(&self.lock_own(object, GranuleState::Partial));
+        }
+    }
+
+    /// OP_MEM_DONATE: granules for the operation; x1 counts those that were taken.
     pub(crate) fn op_mem_donate(
         &self,
         handle: u64,
         list: Pa,
         count: u64,
     ) -> Result<Reply, Refusal> {
-        let (context, operation) = self.operations.resume(handle, Need::Donation)?;
-        let Operation::CreateRec { rd, rec, params, donation, mut aux } = operation else {
+        let (context, mut operation) = self.operations.resume(handle, Need::Donation)?;
+        let missing = operation.missing();
+        let Some((donation, memory)) = operation.donated() else {
             return Err(Refusal::INPUT);
         };
-        let ranges =
-            match self.check_donation(donation, list, count, donation.request(aux.missing())) {
-                Ok(ranges) => ranges,
-                Err(refusal) => {
-                    // The operation stays as it was: the host may try again.
-                    context.park(operation);
-                    return Err(refusal);
-                }
-            };
+        let ranges = match self.check_donation(donation, list, count, donation.request(missing)) {
+            Ok(ranges) => ranges,
+            Err(refusal) => {
+                // The operation stays as it was: the host may try again.
+                context.park(operation);
+                return Err(refusal);
+            }
+        };
         let mut taken = 0;
         for (pa, _) in ranges.blocks() {
             match self.take_donated(donation, pa) {
                 Ok(()) => {}
                 Err(refusal) if taken == 0 => {
                     // x1 counts what goes back.
-                    let before = aux.as_slice().len() as u64;
-                    context.park(reclaim(rec, aux, donation.undelegated, refusal.into()));
+                    let before = memory.as_slice().len() as u64;
+                    context.park(operation.unwound(refusal.into()));
                     return Ok(incomplete(Need::Reclaim, [before, 0]));
                 }
                 Err(_) => break,
             }
-            aux.push(pa);
+            memory.push(pa);
             taken += 1;
         }
-        let missing = aux.missing();
-        context.park(Operation::CreateRec { rd, rec, params, donation, aux });
+        let missing = operation.missing();
+        context.park(operation);
         Ok(if missing > 0 {
             wants_memory(donation, taken, missing)
         } else {
@@ -359,25 +420,36 @@ impl<P: Platform> Monitor<P> {
 
     /// OP_CANCEL: the end of an operation that waits for memory, once what it has got is back.
     pub(crate) fn op_cancel(&self, handle: u64) -> Result<Reply, Refusal> {
-        let (context, operation) = self.operations.resume(handle, Need::Donation)?;
-        let Operation::CreateRec { rec, donation, aux, .. } = operation else {
+        let (context, mut operation) = self.operations.resume(handle, Need::Donation)?;
+        let Some((donation, memory)) = operation.donated() else {
             return Err(Refusal::INPUT);
         };
         if !donation.cancellable {
             context.park(operation);
             return Err(Refusal::INPUT);
         }
-        if aux.as_slice().is_empty() {
-            self.release(&self.lock_own(rec, GranuleState::Partial));
-            return Ok(Reply::SUCCESS);
+        let nothing = memory.as_slice().is_empty();
+        let unwound = operation.unwound(Reply::SUCCESS);
+        match unwound {
+            Operation::Reclaim { object, .. } if nothing => {
+                self.release_partial(object);
+                Ok(Reply::SUCCESS)
+            }
+            _ => {
+                context.park(unwound);
+                Ok(incomplete(Need::Reclaim, [0, 0]))
+            }
         }
-        context.park(reclaim(rec, aux, donation.undelegated, Reply::SUCCESS));
-        Ok(incomplete(Need::Reclaim, [0, 0]))
     }
 }
 
 /// An operation that gives `aux` back and then ends with `outcome`.
-pub(crate) fn reclaim(object: Pa, aux: Granules, undelegated: bool, outcome: Reply) -> Operation {
+pub(crate) fn reclaim(
+    object: Option<Pa>,
+    aux: Granules,
+    undelegated: bool,
+    outcome: Reply,
+) -> Operation {
     Operation::Reclaim { object, aux, undelegated, drained: false, outcome }
 }
 

@@ -5,6 +5,7 @@ use crate::addr::{GRANULE_SIZE, Pa};
 use crate::monitor::Monitor;
 use crate::platform::Platform;
 use crate::rtt::geometry::{PAGE_LEVEL, entry_size};
+use crate::v2::Draft;
 
 /// Descriptors that fit into one page.
 pub(crate) const MAX_LIST: usize = 512;
@@ -16,15 +17,38 @@ const COUNT_SHIFT: u32 = 2;
 const ADDRESS_MASK: u64 = 0x000f_ffff_ffff_f000;
 const UNDELEGATED: u64 = 1 << 63;
 
-/// RmiAddrRangeDesc for 4 KiB granules: `count` blocks of one size side by side.
+/// State in the words of late drafts: two bits, of which 0 stands for delegated, 1 for undelegated.
+const LATE_STATE: u64 = 0b11 << 62;
+const LATE_UNDELEGATED: u64 = 0b01 << 62;
+
+/// RmiAddrRangeDesc for 4 KiB granules: `count` blocks of one size side by side. Kept as the word
+/// of TF-RMM main.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Range(pub(crate) u64);
+pub(crate) struct Range(u64);
 
 impl Range {
     pub(crate) fn new(base: Pa, level: i64, count: u64, undelegated: bool) -> Self {
         let state = if undelegated { UNDELEGATED } else { 0 };
         let size = (PAGE_LEVEL - level).cast_unsigned() & SIZE_MASK;
         Self(base.0 & ADDRESS_MASK | count << COUNT_SHIFT | size | state)
+    }
+
+    /// From a word of the host; none if its state is none that the draft has.
+    pub(crate) fn from_word(draft: Draft, word: u64) -> Option<Self> {
+        match (draft, word & LATE_STATE) {
+            (Draft::V0_9 | Draft::Head, _) | (Draft::Late, 0) => Some(Self(word)),
+            (Draft::Late, LATE_UNDELEGATED) => Some(Self(word & !LATE_STATE | UNDELEGATED)),
+            (Draft::Late, _) => None,
+        }
+    }
+
+    /// As a word for the host.
+    pub(crate) fn word(self, draft: Draft) -> u64 {
+        if draft == Draft::Late && self.is_undelegated() {
+            self.0 & !LATE_STATE | LATE_UNDELEGATED
+        } else {
+            self.0
+        }
     }
 
     pub(crate) fn base(self) -> Pa {
@@ -120,6 +144,16 @@ pub(crate) fn list_room(list: Pa, count: u64) -> Option<usize> {
 }
 
 impl<P: Platform> Monitor<P> {
+    /// The draft that the monitor follows, if it speaks 2.0 at all.
+    pub(crate) fn draft(&self) -> Draft {
+        self.rmi2().map_or(Draft::Head, |rmi2| rmi2.draft)
+    }
+
+    /// A range that the host names by a word in a register.
+    pub(crate) fn range_of(&self, word: u64) -> Result<Range, Refusal> {
+        Range::from_word(self.draft(), word).ok_or(Refusal::INPUT)
+    }
+
     /// Copies a list of up to `count` descriptors from the host.
     pub(crate) fn read_list(&self, list: Pa, count: u64) -> Result<RangeList, Refusal> {
         let count = list_room(list, count).ok_or(Refusal::INPUT)?;
@@ -130,7 +164,7 @@ impl<P: Platform> Monitor<P> {
             let mut bytes = [0; 8];
             let at = list.offset(8 * number);
             self.platform.read_ns(at, &mut bytes).map_err(|_| Refusal::INPUT)?;
-            *range = Range(u64::from_le_bytes(bytes));
+            *range = self.range_of(u64::from_le_bytes(bytes))?;
         }
         Ok(ranges)
     }
@@ -140,7 +174,8 @@ impl<P: Platform> Monitor<P> {
         self.check_host(Pa(list.0 & !(GRANULE_SIZE - 1)))?;
         for (range, number) in ranges.iter().zip(0..) {
             let at = list.offset(8 * number);
-            self.platform.write_ns(at, &range.0.to_le_bytes()).map_err(|_| Refusal::INPUT)?;
+            let word = range.word(self.draft());
+            self.platform.write_ns(at, &word.to_le_bytes()).map_err(|_| Refusal::INPUT)?;
         }
         Ok(())
     }
@@ -169,6 +204,11 @@ mod tests {
         assert_eq!(range.0, 1 << 63 | 0x4020_0000 | 5 << 2 | 1);
         assert_eq!((range.base(), range.level(), range.count()), (Pa(0x4020_0000), 2, 5));
         assert!(range.is_undelegated());
+        assert_eq!(range.word(Draft::Head), range.0);
+        let late = range.word(Draft::Late);
+        assert_eq!(late, 1 << 62 | 0x4020_0000 | 5 << 2 | 1);
+        assert_eq!(Range::from_word(Draft::Late, late), Some(range));
+        assert_eq!(Range::from_word(Draft::Late, range.0), None, "a state of later drafts");
     }
 
     #[test]

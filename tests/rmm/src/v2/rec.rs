@@ -47,7 +47,7 @@ impl<P: Platform> Monitor<P> {
     pub(crate) fn rec_destroy_stateful(&self, rec: Pa) -> Result<Reply, Refusal> {
         let context = self.operations.reserve()?;
         let (aux, undelegated) = self.take_rec_apart(rec, GranuleState::Partial)?;
-        let operation = reclaim(rec, Granules::all(aux), undelegated, Reply::SUCCESS);
+        let operation = reclaim(Some(rec), Granules::all(aux), undelegated, Reply::SUCCESS);
         let handle = context.park(operation);
         Ok(incomplete(Need::Reclaim, [handle, 0]))
     }

@@ -147,7 +147,8 @@ impl<P: Platform> Monitor<P> {
         let (single, count) = match unmapping.kind {
             address_type::SINGLE => {
                 // The state is implied by the command.
-                let range = |r: &Range| Range::new(r.base(), r.level(), r.count(), false).0;
+                let range =
+                    |r: &Range| Range::new(r.base(), r.level(), r.count(), false).word(Draft::Head);
                 (ranges.first().map_or(0, range), 0)
             }
             address_type::LIST => {
@@ -166,9 +167,11 @@ impl<P: Platform> Monitor<P> {
             return Refusal::INPUT.into();
         }
         match self.try_data_destroy(rd, base) {
-            Ok((pa, next)) => {
-                Reply::with([next.min(top).0, Range::new(pa, PAGE_LEVEL, 1, false).0, 0])
-            }
+            Ok((pa, next)) => Reply::with([
+                next.min(top).0,
+                Range::new(pa, PAGE_LEVEL, 1, false).word(Draft::V0_9),
+                0,
+            ]),
             Err((_, next)) if next > base => Reply::with([next.min(top).0, 0, 0]),
             Err((refusal, _)) => refusal.into(),
         }

@@ -2,9 +2,12 @@
 
 use rmm::abi::{Status, fid};
 use rmm::host::Census;
-use rmm::v2::{Rmi2, fid as fid2};
+use rmm::v2::{Draft, Rmi2, fid as fid2};
+use rmm::{Donation, GranuleState, Pa};
 
-use crate::harness::{Host, INCOMPLETE, INPUT, OK, REALM, RECLAIM, realm_params};
+use crate::harness::{
+    DONATE, Host, INCOMPLETE, INPUT, OK, Params, REALM, RECLAIM, page_descriptor, realm_params,
+};
 
 const GLOBAL: u64 = Status::Global as u64;
 
@@ -77,6 +80,87 @@ fn ranges_are_delegated_one_by_one_or_whole() {
             host.delegate(rmm::Pa(base + 3 * 4096));
             assert_eq!(delegate(base, top)[..2], [OK, base + 3 * 4096], "up to the obstacle");
         }
+    }
+}
+
+/// A late draft that delegates whole ranges with a pause, and wants a granule for the time.
+const WITH_SCRATCH: Rmi2 = Rmi2 {
+    draft: Draft::Late,
+    whole_ranges: true,
+    yields: true,
+    scratch: Some(Donation { undelegated: true, cancellable: true, ..Donation::PAGES }),
+    ..Rmi2::HEAD
+};
+
+#[test]
+fn delegation_of_a_range_pauses() {
+    let host = Host::v2(Rmi2 { whole_ranges: true, yields: true, ..Rmi2::HEAD });
+    let base = host.alloc(5).0;
+    let top = base + 5 * 4096;
+    let at = |granule: u64| host.machine.granule_state(Pa(base + granule * 4096));
+    for (command, state) in [
+        (fid2::GRANULE_RANGE_DELEGATE, GranuleState::Delegated),
+        (fid2::GRANULE_RANGE_UNDELEGATE, GranuleState::Undelegated),
+    ] {
+        let [status, handle, ..] = host.call(command, [base, top]);
+        assert_eq!(status, INCOMPLETE);
+        assert_eq!((at(1), at(2) == Some(state)), (Some(state), false), "half of it");
+        assert_eq!(host.status(fid2::OP_MEM_RECLAIM, [handle, base, 1]), INPUT, "not due");
+        assert_eq!(host.call(fid2::OP_CONTINUE, [handle, 0])[..2], [OK, top]);
+        assert_eq!(at(4), Some(state));
+        assert_eq!(host.status(fid2::OP_CONTINUE, [handle, 0]), INPUT, "the handle is dead");
+    }
+    host.delegate(Pa(base + 4096));
+    let args = [base, top];
+    assert_eq!(host.call(fid2::GRANULE_RANGE_DELEGATE, args)[..2], [OK, base + 4096], "obstacle");
+    host.undelegate(Pa(base));
+    host.delegate(Pa(base + 3 * 4096));
+    host.undelegate(Pa(base + 4096));
+    let [status, handle, ..] = host.call(fid2::GRANULE_RANGE_DELEGATE, args);
+    assert_eq!(status, INCOMPLETE);
+    let end = base + 3 * 4096;
+    assert_eq!(host.call(fid2::OP_CONTINUE, [handle, 0])[..2], [OK, end], "after the pause");
+}
+
+#[test]
+fn delegation_of_a_range_borrows_a_granule() {
+    let host = Host::v2(WITH_SCRATCH);
+    let (base, scratch, list) = (host.alloc(4).0, host.alloc(1), host.alloc(1));
+    let top = base + 4 * 4096;
+    let undelegated = 1 << 62 | page_descriptor(scratch);
+    let can_cancel = 1 << 10;
+    let begin = || {
+        let [status, handle, request, ..] = host.call(fid2::GRANULE_RANGE_DELEGATE, [base, top]);
+        assert_eq!((status, request), (INCOMPLETE | DONATE | can_cancel, 1 << 17 | 1 << 2));
+        handle
+    };
+    let donate = |handle, descriptor: u64| {
+        let list = host.page(&Params::new().set(0, descriptor));
+        host.status(fid2::OP_MEM_DONATE, [handle, list.0, 1])
+    };
+    assert_eq!(host.status(fid2::OP_CANCEL, [begin()]), OK);
+    let handle = begin();
+    let wrong = [page_descriptor(scratch), 1 << 63 | page_descriptor(scratch)];
+    assert_eq!(wrong.map(|descriptor| donate(handle, descriptor)), [INPUT; 2], "the state");
+    assert_eq!(donate(handle, undelegated), INCOMPLETE);
+    assert_eq!(host.machine.granule_state(scratch), Some(GranuleState::RecAux));
+    assert_eq!(host.status(fid2::OP_CONTINUE, [handle, 0]), INCOMPLETE, "a pause");
+    assert_eq!(host.status(fid2::OP_CONTINUE, [handle, 0]), INCOMPLETE | RECLAIM);
+    assert_eq!(host.call(fid2::OP_MEM_RECLAIM, [handle, list.0, 1])[..2], [INCOMPLETE, 1]);
+    let mut word = [0; 8];
+    host.machine.read(list, &mut word).unwrap();
+    assert_eq!(u64::from_le_bytes(word), undelegated);
+    assert_eq!(host.machine.granule_state(scratch), Some(GranuleState::Undelegated));
+    assert_eq!(host.call(fid2::OP_CONTINUE, [handle, 0])[..2], [OK, top]);
+    let one = host.call(fid2::GRANULE_RANGE_UNDELEGATE, [base, base + 4096]);
+    assert_eq!(one[..2], [OK, base + 4096], "one granule is done at once");
+}
+
+#[test]
+fn late_drafts_tell_their_state_before_activation() {
+    for (rmi2, status) in [(WITH_SCRATCH, OK), (Rmi2::HEAD, u64::MAX)] {
+        let host = Host::inactive(rmi2);
+        assert_eq!(host.status(fid2::RMM_STATE_GET, [1]), status);
     }
 }
 

@@ -7,7 +7,7 @@ use std::thread;
 use rmm::GicState;
 use rmm::Ipa;
 use rmm::abi::{exit_reason, fid, psci_fid};
-use rmm::v2::{Rmi2, fid as fid2};
+use rmm::v2::{Draft, Rmi2, fid as fid2};
 
 use crate::harness::{DESTROYED, EMPTY, Host, INPUT, OK, Params, RAM, REALM, REC};
 
@@ -51,7 +51,7 @@ fn the_state_of_the_realm_is_told_only_by_v0_9() {
 
 #[test]
 fn psci_completes_without_the_target() {
-    let host = Host::v2(Rmi2 { psci_target: false, ..Rmi2::HEAD });
+    let host = Host::v2(Rmi2 { draft: Draft::Late, ..Rmi2::HEAD });
     host.machine.set_guest(|cpu| {
         if cpu.index() == 1 {
             return cpu.smc(psci_fid::CPU_OFF, [0; 4]).map(|_| ());
