@@ -133,16 +133,45 @@ console_writes() {
     echo "selftest: by the virtio console" >/dev/hvc0
 }
 
-if [ "$1" = spin ]; then
-    spin
-    exit
-fi
+# The machine's PL031 goes on by itself, near to the time that the kernel took from it, and its alarm
+# interrupts.
+clock_rings() {
+    rtc=/sys/class/rtc/rtc0
+    first=$(cat $rtc/since_epoch)
+    before=$(clock_interrupts)
+    echo +2 >$rtc/wakealarm || return 1
+    rounds=0
+    while [ "$(clock_interrupts)" -eq "$before" ]; do
+        [ "$rounds" -lt 100 ] || return 1
+        sleep 0.1
+        rounds=$((rounds + 1))
+    done
+    later=$(($(cat $rtc/since_epoch) - first))
+    [ -z "$(cat $rtc/wakealarm)" ] && [ "$later" -ge 2 ] &&
+        echo "selftest: $(cat $rtc/name) at $first, alarm after $later s"
+}
+
+clock_interrupts() {
+    awk '/rtc-pl031/ { for (i = 2; i <= NF; i++) if ($i ~ /^[0-9]+$/) sum += $i; else break } END { print sum + 0 }' /proc/interrupts
+}
+
+case $1 in
+    spin)
+        spin
+        exit
+        ;;
+    clock)
+        part clock clock_rings
+        exit
+        ;;
+esac
 most=${1:-all}
 part cpus all_online
 part timers timers_tick
 part ipis ipis_arrive
 part memory memory_holds
 part drivers drivers_bound
+if [ -e /sys/class/rtc/rtc0 ]; then part clock clock_rings; fi
 if has_device 0x0002; then part disk disk_holds; fi
 if has_device 0x0003; then part console console_writes; fi
 if has_device 0x0004; then part entropy entropy_flows; fi
