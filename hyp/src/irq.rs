@@ -7,13 +7,14 @@
 
 pub mod registers;
 
+use crate::arch::cpu;
 use crate::arch::layout::MAX_CORES;
 use crate::arch::percpu::{PerCpu, core_index};
-use crate::arch::{cpu, sysreg::write_sysreg};
+use crate::arch::sysreg::{read_sysreg, write_sysreg};
 use crate::machine::{BSA_PPIS, PpiIds};
 use crate::per_cpu;
 use crate::sync::Lock;
-use arm_gic::gicv3::registers::{Gicd, GicrSgi};
+use arm_gic::gicv3::registers::{Gicd, GicdCtlr, GicrSgi};
 use arm_gic::gicv3::{
     GicCpuInterface, GicDistributor, GicRedistributor, SgiTarget, SgiTargetGroup,
 };
@@ -147,8 +148,8 @@ fn count(source: Source) {
     }
 }
 
-/// Sets up the distributor: all shared interrupts disabled, non-secure group 1, level-sensitive, routed
-/// to this core.
+/// Sets up the distributor: all shared interrupts disabled, neither pending nor active, non-secure
+/// group 1, level-sensitive, routed to this core.
 ///
 /// # Safety
 ///
@@ -162,8 +163,8 @@ pub unsafe fn init(gic: &GicV3, ppis: PpiIds) -> Result<(), IrqError> {
     let registers = NonNull::new(gic.distributor.base as *mut Gicd).ok_or(IrqError::Mapping)?;
     // SAFETY: the caller vouches for the registers and their exclusive use.
     let mut registers = unsafe { UniqueMmioPointer::new(registers) };
+    silence_shared(registers.reborrow());
     let mut distributor = GicDistributor::new(registers.reborrow());
-    distributor.configure_default_settings();
     let count = distributor.typer().num_spis();
     for intid in FIRST_SPI..FIRST_SPI + count {
         let failed = |_| IrqError::Setting(intid);
@@ -178,6 +179,34 @@ pub unsafe fn init(gic: &GicV3, ppis: PpiIds) -> Result<(), IrqError> {
     Ok(())
 }
 
+/// Takes back what a boot loader has left: an interrupt that it used, with its line still high, would
+/// be taken again and again.
+fn silence_shared(mut registers: UniqueMmioPointer<'_, Gicd>) {
+    // Bits of both views of the register: with one security state, the first is group 0's. Affinity
+    // routing stays as it is: to turn it off is UNPREDICTABLE.
+    let forwarding = GicdCtlr::EnableGrp0 | GicdCtlr::EnableGrp1NS;
+    GicDistributor::new(registers.reborrow()).modify_control(forwarding, false);
+    for mut disable in field!(registers, icenabler).split().into_iter().skip(1) {
+        disable.write(u32::MAX);
+    }
+    let has_extended = field!(registers, typer).read().espi_supported();
+    if has_extended {
+        for mut disable in field!(registers, icenabler_e).split() {
+            disable.write(u32::MAX);
+        }
+    }
+    let mut distributor = GicDistributor::new(registers.reborrow());
+    distributor.wait_for_pending_write();
+    distributor.configure_default_settings();
+    // What is pending is known only now that all are level-sensitive.
+    for mut clear in field!(registers, icpendr).split().into_iter().skip(1) {
+        clear.write(u32::MAX);
+    }
+    for mut clear in field!(registers, icactiver).split().into_iter().skip(1) {
+        clear.write(u32::MAX);
+    }
+}
+
 /// Sets up the redistributor and the CPU interface of this core and enables the interrupts that
 /// every core needs: kick, EL2 timer, guest timers, maintenance.
 ///
@@ -189,6 +218,9 @@ pub fn init_core() -> Result<(), IrqError> {
     GicCpuInterface::enable_system_register_el2(true);
     cpu::isb();
     GicCpuInterface::enable_system_register_el1();
+    cpu::isb();
+    // From now on EL1 cannot change that: its accesses to ICC_SRE_EL1 trap.
+    GicCpuInterface::enable_system_register_el2(false);
     let mpidr = cpu::affinity();
     let mut registers =
         find_redistributor(&controller.gic, mpidr).ok_or(IrqError::NoRedistributor { mpidr })?;
@@ -196,6 +228,10 @@ pub fn init_core() -> Result<(), IrqError> {
     // Firmware may have woken it already.
     let _ = redistributor.mark_core_awake();
     redistributor.configure_default_settings();
+    let mut sgi = field!(registers, sgi);
+    field!(sgi, icpendr).split()[0].write(u32::MAX);
+    field!(sgi, icactiver).split()[0].write(u32::MAX);
+    let mut redistributor = GicRedistributor::new(registers.reborrow());
     let ppis = &controller.ppis;
     for intid in [
         IntId::sgi(KICK),
@@ -210,6 +246,7 @@ pub fn init_core() -> Result<(), IrqError> {
     }
     REDISTRIBUTOR.with(|slot| *slot = Some(registers));
 
+    clear_active_priorities();
     GicCpuInterface::set_priority_mask(0xff);
     // ICC_CTLR_EL1.EOImode (bit 1): a write to EOIR drops the priority, DIR deactivates.
     write_sysreg!("S3_0_C12_C12_4", 1 << 1);
@@ -219,6 +256,23 @@ pub fn init_core() -> Result<(), IrqError> {
         affinity.store(mpidr, Ordering::Release);
     }
     Ok(())
+}
+
+/// Forgets the interrupts that a boot loader has taken on this core and not ended: their priorities
+/// would mask ours.
+fn clear_active_priorities() {
+    // ICC_CTLR_EL1.PRIbits: one less than the priority bits. ICC_AP1R1_EL1 exists from 6, ICC_AP1R2_EL1
+    // and ICC_AP1R3_EL1 from 7 bits on (Arm IHI 0069, 12.2.2).
+    let bits = (read_sysreg!("S3_0_C12_C12_4") >> 8 & 7) + 1;
+    if bits >= 7 {
+        write_sysreg!("S3_0_C12_C9_3", 0);
+        write_sysreg!("S3_0_C12_C9_2", 0);
+    }
+    if bits >= 6 {
+        write_sysreg!("S3_0_C12_C9_1", 0);
+    }
+    write_sysreg!("S3_0_C12_C9_0", 0);
+    cpu::isb();
 }
 
 /// INTID of a PPI; device trees number them 16 to 31.
