@@ -5,7 +5,7 @@
 use crate::arch::layout::MAX_CORES;
 use crate::arch::percpu::core_index;
 use crate::arch::smc::{self, rmi_calls};
-use crate::arch::{cpu, timer, tlb, traps, vgic_hw};
+use crate::arch::{cpu, el1, timer, tlb, traps, vgic_hw};
 use crate::console;
 use crate::entropy::MachineEntropy;
 use crate::irq::{self, Completion, Source};
@@ -54,10 +54,14 @@ pub fn expect_cores(mask: u32) {
 /// Enters the run loop of this core.
 pub fn enter() -> ! {
     let core = CoreId(core_index() as u8);
-    traps::configure();
+    // Before stage 2 is on, and nothing of what EL1 of this core has been before is in the TLB.
     tlb::unload();
     vgic_hw::clear();
     crate::vm::build::load_translation_control();
+    el1::reset_translation();
+    traps::configure();
+    cpu::isb();
+    tlb::invalidate_guests_here();
     smc::begin_counting();
     audit::begin_core();
     loop {
@@ -147,7 +151,7 @@ pub fn call_on(vm: &Vm) -> bool {
 /// `VTTBR_EL2` for `vm` on this core, with a VMID that is valid now.
 #[must_use]
 pub fn vttbr(vm: &Vm) -> u64 {
-    let Some(vmids) = VMIDS.get() else { return 0 };
+    let Some(vmids) = VMIDS.get() else { return tlb::no_tables() };
     let mut vmids = vmids.lock();
     let entry = vmids.enter(core_index(), &vm.vmid);
     if entry.flush {
@@ -156,7 +160,7 @@ pub fn vttbr(vm: &Vm) -> u64 {
     drop(vmids);
     match &*vm.space.lock() {
         crate::vm::Space::Normal(memory) => memory.vttbr(entry.vmid),
-        _ => 0,
+        _ => tlb::no_tables(),
     }
 }
 
@@ -308,7 +312,13 @@ fn take_host_interrupt(source: Source) -> (bool, Completion) {
     match source {
         Source::Spi(intid) => match passthrough::take_interrupt(intid) {
             Some(pick_anew) => (pick_anew, Completion::LeaveActive),
-            None => (console::take_interrupt(intid), Completion::Deactivate),
+            None if console::take_interrupt(intid) => (true, Completion::Deactivate),
+            None => {
+                // Its line may stay high.
+                let disabled = irq::enable_spi(intid, false);
+                log::warn!("interrupt {intid} is nobody's, turned off: {disabled:?}");
+                (false, Completion::Deactivate)
+            }
         },
         _ => (false, Completion::Deactivate),
     }

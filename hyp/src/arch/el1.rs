@@ -137,6 +137,13 @@ impl El1State {
     }
 }
 
+/// Turns stage 1 of this core's EL1 off, whatever ran there before the hypervisor, so that nothing is
+/// walked for it.
+pub fn reset_translation() {
+    write_sysreg!("sctlr_el1", SCTLR_RESET);
+    super::cpu::isb();
+}
+
 /// Value of the physical counter at which the first timer of the loaded vCPU fires that can, among those
 /// asked for; `None` while none can.
 #[must_use]

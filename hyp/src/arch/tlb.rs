@@ -35,6 +35,12 @@ fn empty(vmid: u64) -> u64 {
     (&raw const EMPTY_ROOT).addr() as u64 | vmid << VMID_SHIFT
 }
 
+/// `VTTBR_EL2` of a core that runs no VM.
+#[must_use]
+pub fn no_tables() -> u64 {
+    empty(0)
+}
+
 /// Loads the stage-2 tables of a VM on this core, after the EL1 registers that have been loaded.
 pub fn load(vttbr: u64) {
     super::cpu::isb();
@@ -50,9 +56,14 @@ pub fn invalidate_stage1_here() {
     maintain!("tlbi vmalle1", "dsb nsh", "isb");
 }
 
+/// Forgets every translation of every guest that this core has cached.
+pub fn invalidate_guests_here() {
+    maintain!("tlbi alle1", "dsb nsh", "isb");
+}
+
 /// Takes the stage-2 tables of a VM off this core.
 pub fn unload() {
-    load(empty(0));
+    load(no_tables());
 }
 
 /// Runs `f` with `vmid` in `VTTBR_EL2`, which selects what the instructions act on.
