@@ -271,6 +271,7 @@ impl Vgic {
     }
 
     fn write(&mut self, frame: Frame, offset: u32, width: Width, value: u64) -> VcpuSet {
+        self.quiet = VcpuSet::EMPTY;
         match frame {
             Frame::Distributor => self.write_distributor(offset, width, value),
             Frame::Redistributor(vcpu) => {

@@ -157,6 +157,9 @@ pub struct Vgic {
     groups: Groups,
     private: [Private; MAX_VCPUS],
     shared: [Shared; SHARED_BANKS],
+    /// vCPUs for which [`Self::flush`] found nothing to do at all, and [`Self::sync`] will find nothing
+    /// either. Whatever may change that takes them out.
+    quiet: VcpuSet,
 }
 
 impl Vgic {
@@ -176,7 +179,16 @@ impl Vgic {
             groups: Groups::default(),
             private: [const { Private::RESET }; MAX_VCPUS],
             shared: [const { Shared::RESET }; SHARED_BANKS],
+            quiet: VcpuSet::EMPTY,
         }
+    }
+
+    /// Whether `vcpu` has no interrupt in its list registers and none that should be there, so that
+    /// [`Self::flush`] has nothing to do. Most entries into a guest are of this kind.
+    #[inline]
+    #[must_use]
+    pub fn is_quiet(&self, vcpu: VcpuId) -> bool {
+        self.quiet.contains(vcpu)
     }
 
     /// Configuration, after clamping.
@@ -203,7 +215,12 @@ impl Vgic {
             return VcpuSet::EMPTY;
         }
         let bit = 1 << intid;
-        self.private[vcpu.index()].bank.drive(bit, high);
+        let bank = &mut self.private[vcpu.index()].bank;
+        if (bank.line & bit != 0) == high {
+            return VcpuSet::EMPTY;
+        }
+        bank.drive(bit, high);
+        self.quiet.remove(vcpu);
         self.private_changed(vcpu, if high { bit } else { 0 })
     }
 
@@ -219,6 +236,7 @@ impl Vgic {
             return VcpuSet::EMPTY;
         }
         shared.bank.drive(bit, high);
+        self.quiet = VcpuSet::EMPTY;
         self.shared_changed(index, if high { bit } else { 0 })
     }
 
@@ -231,6 +249,7 @@ impl Vgic {
         let private = &mut self.private[vcpu.index()];
         private.bank.set_pending(bit);
         private.hardware_active |= bit;
+        self.quiet.remove(vcpu);
         self.private_changed(vcpu, bit)
     }
 
@@ -258,6 +277,7 @@ impl Vgic {
         let bit = 1 << (intid % 32) & shared.tied;
         shared.bank.set_pending(bit);
         shared.hardware_active |= bit;
+        self.quiet = VcpuSet::EMPTY;
         self.shared_changed(index, bit)
     }
 
@@ -354,6 +374,7 @@ impl Vgic {
         let active = (bank.active | bank.pending | bank.latched) & tied;
         private.hardware_stale |= active ^ private.hardware_active;
         private.hardware_active = active;
+        self.quiet.remove(vcpu);
     }
 }
 

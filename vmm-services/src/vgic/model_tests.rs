@@ -395,7 +395,26 @@ impl Rig {
         }
     }
 
+    /// A vCPU that counts as quiet would get empty list registers, and its exit would tell nothing, if
+    /// the vGIC looked.
+    fn check_quiet(&self) {
+        for vcpu in (0..VCPUS).filter(|vcpu| self.vgic.is_quiet(cpu(*vcpu))) {
+            let mut looks = self.vgic.clone();
+            looks.quiet.remove(cpu(vcpu));
+            let mut image = self.interfaces[vcpu].image.clone();
+            looks.flush(cpu(vcpu), &mut image);
+            assert_eq!(image, self.interfaces[vcpu].image, "vCPU {vcpu} is not quiet");
+            assert_eq!((image.used, image.hcr), (0, HcrBits::empty()), "vCPU {vcpu} is not quiet");
+            looks.quiet.remove(cpu(vcpu));
+            assert!(looks.sync(cpu(vcpu), &image).is_empty(), "vCPU {vcpu} settles something");
+            let all =
+                |vgic: &Vgic| vgic.shared.each_ref().map(|s| (s.owned, s.moved, s.hardware_active));
+            assert_eq!(all(&looks), all(&self.vgic), "vCPU {vcpu} settles something");
+        }
+    }
+
     fn enter(&mut self, vcpu: usize) {
+        self.check_quiet();
         let interface = &mut self.interfaces[vcpu];
         interface.image.eoi_count = 0;
         self.vgic.flush(cpu(vcpu), &mut interface.image);
@@ -471,6 +490,7 @@ impl Rig {
 
     /// Registers and wake-up conditions agree.
     fn compare(&mut self) {
+        self.check_quiet();
         for vcpu in 0..VCPUS {
             let wakes = self.model.signalled(vcpu).is_some_and(|(priority, _)| priority < 0xf8);
             assert_eq!(self.vgic.has_pending(cpu(vcpu)), wakes, "vCPU {vcpu} wakes");

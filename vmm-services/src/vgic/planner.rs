@@ -30,7 +30,14 @@ impl Vgic {
     /// The most urgent interrupts are chosen if there are more than list registers; then the control
     /// bits ask for the exits at which the others get their turn. `image` has to be the one that this
     /// vCPU was entered with last.
+    #[inline]
     pub fn flush(&mut self, vcpu: VcpuId, image: &mut LrImage) {
+        if !self.is_quiet(vcpu) {
+            self.refill(vcpu, image);
+        }
+    }
+
+    fn refill(&mut self, vcpu: VcpuId, image: &mut LrImage) {
         // Whoever entered and went straight on, or flushed and did not enter, may flush again.
         self.take_back(vcpu, image);
         let found = self.candidate_words(vcpu);
@@ -53,7 +60,15 @@ impl Vgic {
             let active = private.hardware_active;
             image.activate = self.physical(stale & active);
             image.deactivate = self.physical(stale & !active);
+        } else if image.used == 0 && !self.has_unsettled_spis() {
+            self.quiet.insert(vcpu);
         }
+    }
+
+    /// Whether a shared interrupt is to be given to another vCPU, or is tied to one that is active:
+    /// every exit may be the one at which that ends.
+    fn has_unsettled_spis(&self) -> bool {
+        self.shared.iter().any(|shared| shared.moved | shared.hardware_active != 0)
     }
 
     /// Lends the most urgent of the interrupts `found` to list registers; returns to how many.
@@ -82,7 +97,12 @@ impl Vgic {
     /// asked of the vGIC on behalf of this vCPU.
     ///
     /// Returns whom to wake or kick: shared interrupts may now go to where they have been routed.
+    #[inline]
     pub fn sync(&mut self, vcpu: VcpuId, image: &LrImage) -> VcpuSet {
+        if self.is_quiet(vcpu) {
+            self.private[vcpu.index()].vmcr = image.vmcr;
+            return VcpuSet::EMPTY;
+        }
         self.take_back(vcpu, image);
         self.private[vcpu.index()].vmcr = image.vmcr;
         let mut kick = VcpuSet::EMPTY;
@@ -132,6 +152,7 @@ impl Vgic {
 
     fn clear_active(&mut self, vcpu: VcpuId, intid: u32) {
         let bit = 1 << (intid % 32);
+        self.quiet = VcpuSet::EMPTY;
         if intid >= 32 {
             if let Some(shared) = self.shared.get_mut((intid / 32) as usize - 1) {
                 shared.bank.set_active(bit, false);
@@ -156,6 +177,7 @@ impl Vgic {
             return VcpuSet::EMPTY;
         }
         shared.rehome(done, vcpus);
+        self.quiet = VcpuSet::EMPTY;
         self.shared_changed(index, done)
     }
 

@@ -24,6 +24,7 @@ impl Vgic {
             let in_group1 = bank.group1 & bit != 0;
             if in_group1 == (group == SgiGroup::Group1) {
                 bank.set_pending(bit);
+                self.quiet.remove(target);
                 kick.extend(self.private_changed(target, bit));
             }
         }
