@@ -10,7 +10,7 @@ use crate::console;
 use crate::entropy::MachineEntropy;
 use crate::irq::{self, Completion, Source};
 use crate::monitor;
-use crate::sync::Lock;
+use crate::sync::{Lock, VmLockGuard};
 use crate::vm::disks::VmDisks;
 use crate::vm::output::{self, VmConsole};
 use crate::vm::peers::VmPeers;
@@ -174,7 +174,7 @@ fn run(entity: EntityId) -> Stop {
     }
     slot.status.cancel_wake();
     let (start, calls) = (timer::now_ticks(), rmi_calls());
-    let guest_before = vcpu.vm.stats.guest_ticks.load(Ordering::Relaxed);
+    let guest_before = vcpu.vm.stats.guest_ticks_of(vcpu.id);
     vcpu.load();
     let stop = loop {
         if vcpu.vm.phase() != Phase::Running {
@@ -188,8 +188,7 @@ fn run(entity: EntityId) -> Stop {
     let total = timer::now_ticks().wrapping_sub(start);
     let stats = &vcpu.vm.stats;
     stats.count_rmi_calls(Life::Run, calls);
-    // Exact for a VM with one vCPU; vCPUs on other cores may have added guest time meanwhile.
-    let guest = stats.guest_ticks.load(Ordering::Relaxed).wrapping_sub(guest_before);
+    let guest = stats.guest_ticks_of(vcpu.id).wrapping_sub(guest_before);
     stats.host_ticks.fetch_add(total.saturating_sub(guest), Ordering::Relaxed);
     stop
 }
@@ -198,46 +197,72 @@ fn run(entity: EntityId) -> Stop {
 fn step(vcpu: &mut Vcpu, slot: &VcpuSlot) -> Flow {
     let vm = vcpu.vm;
     let id = vcpu.id;
-    if matches!(&vcpu.kind, Kind::Rec(rec) if rec.is_changing_ripas())
-        && let Flow::Leave(stop) = change_ripas(vcpu)
+    if !vcpu.is_ready()
+        && let Some(flow) = prepare(vcpu)
     {
-        return Flow::Leave(stop);
-    }
-    if let Some(flow) = prepare(vcpu) {
         return flow;
     }
-    irq::set_ppis_active(vcpu.image().activate, true);
-    irq::set_ppis_active(vcpu.image().deactivate, false);
     let Some(exit) = vcpu.enter() else {
         return Flow::Again;
     };
     let mut services = vm.services.lock();
     let Some(services_of_vm) = services.as_mut() else { return Flow::Leave(Stop::Exited) };
-    let rerouted = services_of_vm.vgic_mut().sync(id, vcpu.image());
+    let mut woken = services_of_vm.vgic_mut().sync(id, vcpu.image());
     vcpu.report_timers(services_of_vm.vgic_mut());
     if exit == Exit::Interrupt {
-        let mut pick_anew = take_interrupts(id, services_of_vm);
-        drop(services);
-        pick_anew |= wake_set(vm, rerouted);
-        return if pick_anew { Flow::Leave(Stop::Preempted) } else { Flow::Again };
+        let pick_anew = take_interrupts(id, services_of_vm);
+        return go_on(vcpu, services, woken, pick_anew);
     }
     let registers = vcpu.registers();
-    let (response, repick) =
+    let (response, pick_anew) =
         with_context(vm, |context| services_of_vm.handle(id, &exit, registers, context));
+    woken.extend(response.kick);
+    vcpu.resume(&response.resume);
+    if response.resume.goes_on() {
+        return go_on(vcpu, services, woken, pick_anew);
+    }
     drop(services);
-    let pick_anew = repick | wake_set(vm, rerouted) | wake_set(vm, response.kick);
+    let pick_anew = pick_anew | wake_set(vm, woken);
     match answer(vcpu, slot, &response.resume) {
         Flow::Again if pick_anew => Flow::Leave(Stop::Preempted),
         flow => flow,
     }
 }
 
-/// Looks at what other VMs have done to the devices of this one, lets a device that has work do a part of
-/// it, or else fills the list registers for entry. `Some` if the vCPU is not to enter its guest now: there
-/// may be more to do, and the core looks after itself in between.
+/// The end of a step after which the vCPU enters its guest again, unless this core has to pick anew.
+/// While the services are at hand, what the entry needs of them is done, if there is not more to do.
+#[inline]
+fn go_on(
+    vcpu: &mut Vcpu,
+    mut services: VmLockGuard<'_, Option<VmServices>>,
+    woken: VcpuSet,
+    pick_anew: bool,
+) -> Flow {
+    let vm = vcpu.vm;
+    if !pick_anew
+        && let Some(services) = services.as_mut()
+        && !vm.is_called()
+        && !services.has_work()
+    {
+        vcpu.make_ready(services.vgic_mut());
+    }
+    drop(services);
+    if pick_anew | wake_set(vm, woken) { Flow::Leave(Stop::Preempted) } else { Flow::Again }
+}
+
+/// Prepares an entry for which not everything is ready: goes on with a RIPAS change, looks at what other
+/// VMs have done to the devices of this one, lets a device that has work do a part of it, or else fills the
+/// list registers. `Some` if the vCPU is not to enter its guest now: there may be more to do, and the core
+/// looks after itself in between.
+#[inline(never)]
 fn prepare(vcpu: &mut Vcpu) -> Option<Flow> {
     let vm = vcpu.vm;
     let id = vcpu.id;
+    if matches!(&vcpu.kind, Kind::Rec(rec) if rec.is_changing_ripas())
+        && let Flow::Leave(stop) = change_ripas(vcpu)
+    {
+        return Some(Flow::Leave(stop));
+    }
     let mut services = vm.services.lock();
     let Some(services_of_vm) = services.as_mut() else { return Some(Flow::Leave(Stop::Exited)) };
     let mut woken = VcpuSet::EMPTY;
@@ -246,9 +271,7 @@ fn prepare(vcpu: &mut Vcpu) -> Option<Flow> {
         woken.extend(passthrough::deliver(vm, services_of_vm));
     }
     if !services_of_vm.has_work() {
-        services_of_vm.vgic_mut().resample_hardware_spis(irq::is_spi_pending);
-        services_of_vm.vgic_mut().flush(id, vcpu.image());
-        services_of_vm.vgic_mut().release_hardware_spis(irq::deactivate);
+        vcpu.make_ready(services_of_vm.vgic_mut());
         drop(services);
         woken.remove(id);
         return wake_set(vm, woken).then_some(Flow::Leave(Stop::Preempted));
@@ -324,10 +347,10 @@ fn take_host_interrupt(source: Source) -> (bool, Completion) {
     }
 }
 
-/// Carries out what the services decided.
+/// Carries out what the services decided, as far as it concerns more than the registers of the vCPU.
+#[inline(never)]
 fn answer(vcpu: &mut Vcpu, slot: &VcpuSlot, resume: &Resume) -> Flow {
     let vm = vcpu.vm;
-    vcpu.resume(resume);
     match *resume {
         Resume::Block { deadline } => block(vcpu, slot, deadline),
         Resume::Suspend => block(vcpu, slot, None),

@@ -1,12 +1,10 @@
-//! Locks. A core that holds one has its exceptions masked, so that nothing on the same core can
-//! wait for it.
+//! Locks. EL2 runs with exceptions masked, so nothing on the same core can wait for one that it holds.
 //!
 //! There are two kinds, for the case that a core stops on a fault in the hypervisor. What a [`Lock`]
 //! protects is needed by all: a core that stops with one held stops the machine, which
 //! [`held_by_this_core`] tells. A [`VmLock`] protects what belongs to one VM: the VM ends with the
 //! core, and the lock is broken for those who take the VM apart.
 
-use crate::arch::cpu::ExceptionMask;
 use crate::arch::layout::MAX_CORES;
 use crate::arch::percpu::core_index;
 use core::ops::{Deref, DerefMut};
@@ -44,7 +42,7 @@ impl Drop for Held {
     }
 }
 
-/// A fair spin lock that masks exceptions while it is held.
+/// A fair spin lock.
 pub struct Lock<T: ?Sized> {
     inner: TicketMutex<T>,
 }
@@ -64,26 +62,22 @@ impl<T> Lock<T> {
 }
 
 impl<T: ?Sized> Lock<T> {
-    /// Masks exceptions and waits for the lock, in order of arrival.
+    /// Waits for the lock, in order of arrival.
     pub fn lock(&self) -> LockGuard<'_, T> {
-        let mask = ExceptionMask::mask();
-        LockGuard { inner: self.inner.lock(), _held: Held::count(), _mask: mask }
+        LockGuard { inner: self.inner.lock(), _held: Held::count() }
     }
 
     /// Takes the lock only if nobody holds it.
     pub fn try_lock(&self) -> Option<LockGuard<'_, T>> {
-        let mask = ExceptionMask::mask();
         let inner = self.inner.try_lock()?;
-        Some(LockGuard { inner, _held: Held::count(), _mask: mask })
+        Some(LockGuard { inner, _held: Held::count() })
     }
 }
 
 /// Access to the value of a [`Lock`]; releases it when dropped.
 pub struct LockGuard<'a, T: ?Sized> {
-    // Fields drop in order: the lock is released before exceptions are unmasked.
     inner: TicketMutexGuard<'a, T>,
     _held: Held,
-    _mask: ExceptionMask,
 }
 
 impl<T: ?Sized> Deref for LockGuard<'_, T> {
@@ -100,7 +94,7 @@ impl<T: ?Sized> DerefMut for LockGuard<'_, T> {
     }
 }
 
-/// A fair spin lock of something that belongs to one VM; masks exceptions while it is held.
+/// A fair spin lock of something that belongs to one VM.
 pub struct VmLock<T> {
     inner: TicketMutex<T>,
     /// Index of the core that holds it, plus one; 0 for none.
@@ -113,14 +107,12 @@ impl<T> VmLock<T> {
         Self { inner: TicketMutex::new(value), holder: AtomicU8::new(0) }
     }
 
-    /// Masks exceptions and waits for the lock, in order of arrival.
+    /// Waits for the lock, in order of arrival.
     #[inline]
     pub fn lock(&self) -> VmLockGuard<'_, T> {
-        let mask = ExceptionMask::mask();
         let inner = self.inner.lock();
-        // There are fewer than 255 cores.
-        self.holder.store(core_index() as u8 + 1, Ordering::Relaxed);
-        VmLockGuard { _holder: Holder(&self.holder), inner, _mask: mask }
+        self.holder.store(this_core(), Ordering::Relaxed);
+        VmLockGuard { _holder: Holder(&self.holder), inner }
     }
 
     /// Releases the lock if this core holds it, after `discard` has dealt with the value, which may be
@@ -130,7 +122,7 @@ impl<T> VmLock<T> {
     ///
     /// This core never returns to what it did with the lock held.
     pub unsafe fn break_if_held(&self, discard: impl FnOnce(&mut T)) -> bool {
-        if self.holder.load(Ordering::Relaxed) != core_index() as u8 + 1 {
+        if self.holder.load(Ordering::Relaxed) != this_core() {
             return false;
         }
         // SAFETY: this core holds the lock, so no other has access to the value, and its own accesses
@@ -141,6 +133,11 @@ impl<T> VmLock<T> {
         unsafe { self.inner.force_unlock() };
         true
     }
+}
+
+/// This core as a holder. There are fewer than 255 cores.
+fn this_core() -> u8 {
+    (core_index() as u8).wrapping_add(1)
 }
 
 /// Forgets the holder when it is dropped.
@@ -154,10 +151,8 @@ impl Drop for Holder<'_> {
 
 /// Access to the value of a [`VmLock`]; releases it when dropped.
 pub struct VmLockGuard<'a, T> {
-    // Fields drop in order: the lock is released before exceptions are unmasked.
     _holder: Holder<'a>,
     inner: TicketMutexGuard<'a, T>,
-    _mask: ExceptionMask,
 }
 
 impl<T> Deref for VmLockGuard<'_, T> {

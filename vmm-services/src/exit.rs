@@ -373,3 +373,22 @@ pub enum Resume {
     /// All vCPUs of the VM are to stop: it cannot go on.
     Stop(StopReason),
 }
+
+impl Resume {
+    /// Whether the vCPU enters its guest again once its registers are written, with nothing else to be
+    /// done for it.
+    #[inline]
+    #[must_use]
+    pub const fn goes_on(&self) -> bool {
+        matches!(
+            self,
+            Self::Continue
+                | Self::Read(_)
+                | Self::Done
+                | Self::Results(_)
+                | Self::HostCallDone(_)
+                | Self::InjectExternalAbort
+                | Self::InjectUndefined
+        )
+    }
+}

@@ -208,9 +208,24 @@ impl VmServices {
         registers: &Registers,
         context: &mut Context<'_>,
     ) -> Response {
-        let memory = SharedAlias::new(context.memory, self.realm.map(|realm| realm.ipa_bits));
-        let context = &mut context.with_memory(&memory);
-        let mut response = match exit {
+        let mut response = if self.is_realm() {
+            let memory = SharedAlias::new(context.memory, self.realm.map(|realm| realm.ipa_bits));
+            self.dispatch(vcpu, exit, registers, &mut context.with_memory(&memory))
+        } else {
+            self.dispatch(vcpu, exit, registers, context)
+        };
+        response.kick.remove(vcpu);
+        response
+    }
+
+    fn dispatch(
+        &mut self,
+        vcpu: VcpuId,
+        exit: &Exit,
+        registers: &Registers,
+        context: &mut Context<'_>,
+    ) -> Response {
+        match exit {
             Exit::Mmio(access) => self.mmio(access, context),
             Exit::Stage2Fault { .. } => Resume::InjectExternalAbort.into(),
             Exit::Smccc { function } => self.call(vcpu, *function, registers, context),
@@ -226,9 +241,7 @@ impl VmServices {
             },
             Exit::Interrupt => Resume::Continue.into(),
             Exit::Fatal(cause) => Resume::Stop(StopReason::Fatal(*cause)).into(),
-        };
-        response.kick.remove(vcpu);
-        response
+        }
     }
 
     fn is_realm(&self) -> bool {

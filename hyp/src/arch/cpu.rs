@@ -5,28 +5,6 @@ use aarch64_cpu::registers::{DAIF, MPIDR_EL1, Readable, Writeable};
 /// Affinity bits of `MPIDR_EL1`: Aff3 in [39:32], Aff2 to Aff0 in [23:0].
 pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
 
-/// Masks IRQ, FIQ, SError and debug exceptions; restores the previous mask when dropped.
-#[derive(Debug)]
-#[must_use = "exceptions stay masked only while this lives"]
-pub struct ExceptionMask {
-    daif: u64,
-}
-
-impl ExceptionMask {
-    /// Masks exceptions on this core.
-    pub fn mask() -> Self {
-        let daif = DAIF.get();
-        DAIF.write(DAIF::D::Masked + DAIF::A::Masked + DAIF::I::Masked + DAIF::F::Masked);
-        Self { daif }
-    }
-}
-
-impl Drop for ExceptionMask {
-    fn drop(&mut self) {
-        DAIF.set(self.daif);
-    }
-}
-
 /// Instruction synchronization barrier: system register writes before it have taken effect.
 pub fn isb() {
     aarch64_cpu::asm::barrier::isb(aarch64_cpu::asm::barrier::SY);

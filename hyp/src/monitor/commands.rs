@@ -83,7 +83,7 @@ fn show(vm: &Vm) {
     println!("{} {}: {}, priority {}", vm.kind(), spec.name, vm.state(), spec.priority);
     println!(
         "  time: guest {} ms, hypervisor {} ms, RMM {} ms",
-        Milliseconds(vm.stats.guest_ticks.load(Ordering::Relaxed)),
+        Milliseconds(vm.stats.guest_ticks()),
         Milliseconds(vm.stats.host_ticks.load(Ordering::Relaxed)),
         Milliseconds(vm.stats.rmm_ticks.load(Ordering::Relaxed)),
     );

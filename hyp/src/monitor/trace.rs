@@ -50,13 +50,12 @@ pub struct Record {
     detail: u64,
 }
 
-/// Remembers that `vcpu` of `vm` left its guest at `time` (in ticks). `None` stands for an exit that
-/// was dealt with at once: a memory fault that was mended.
-pub fn record(vm: &Vm, vcpu: VcpuId, time: u64, exit: Option<&Exit>) {
+/// Remembers that `vcpu` of `vm` left its guest for `cause` at `time` (in ticks). No `exit` stands for one
+/// that was dealt with at once: a memory fault that was mended.
+pub fn record(vm: &Vm, vcpu: VcpuId, time: u64, cause: Cause, exit: Option<&Exit>) {
     let Some(ring) = RINGS.get(core_index()) else { return };
     let count = ring.count.load(Ordering::Relaxed);
     if let Some(slot) = ring.records.get(count as usize % DEPTH) {
-        let cause = exit.map_or(Cause::Fault, Cause::of);
         let who = (vm.index() as u64) << 16 | (vcpu.index() as u64) << 8 | cause as u64;
         slot.time.store(time, Ordering::Relaxed);
         slot.who.store(who, Ordering::Relaxed);

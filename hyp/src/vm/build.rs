@@ -337,7 +337,7 @@ fn add_vcpu(vm: &'static Vm, spec: &VmSpec<'_>, id: VcpuId, kind: Kind) -> Resul
         .add(params, timer::now_ns())
         .map_err(|error| Reason::new(format_args!("{id}: {error}")))?;
     vm.life.enrol(id.index(), entity);
-    vcpu::fill(entity, Vcpu { vm, id, kind })
+    vcpu::fill(entity, Vcpu::new(vm, id, kind))
         .ok_or_else(|| Reason::new(format_args!("{id}: no place for another vCPU")))
 }
 

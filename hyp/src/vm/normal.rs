@@ -27,6 +27,8 @@ pub struct NormalVcpu {
     pub image: LrImage,
     /// How many hardware list registers hold something of this vCPU.
     written: usize,
+    /// Whether the guest has the list registers of `image`, and may have changed them.
+    lent: bool,
     completion: Completion,
     set_way: SetWay,
 }
@@ -83,6 +85,7 @@ impl NormalVcpu {
             interface: VirtualInterface::default(),
             image: LrImage::EMPTY,
             written: 0,
+            lent: false,
             completion: Completion::default(),
             set_way: SetWay::Idle,
         }
@@ -93,6 +96,7 @@ impl NormalVcpu {
         self.el1.restore();
         self.interface.restore();
         self.written = 0;
+        self.lent = false;
     }
 
     /// Takes this vCPU out of the registers of this core.
@@ -110,19 +114,27 @@ impl NormalVcpu {
         self.fp = FpState::RESET;
     }
 
-    /// Enters the guest until its next exit. The vCPU is loaded.
+    /// Enters the guest until its next exit. The vCPU is loaded. The guest keeps the list registers
+    /// beyond the exit, until [`Self::store`].
     pub fn enter(&mut self) -> Trap {
-        self.written = vgic_hw::load(&self.image, self.written);
-        let trap = loop {
+        if !self.lent {
+            self.written = vgic_hw::load(&self.image, self.written);
+            self.lent = true;
+        }
+        loop {
             let trap = guest::enter(&mut self.context);
             if trap != Trap::Sync || Esr(read_sysreg!("esr_el2")).class() != class::FP {
                 break trap;
             }
             // The first use of FP registers since the vCPU was loaded.
             self.fp.activate();
-        };
+        }
+    }
+
+    /// Reads back what the guest did with its list registers.
+    pub fn store(&mut self) {
         vgic_hw::store(&mut self.image);
-        trap
+        self.lent = false;
     }
 
     /// Ticks between the physical and the guest's virtual counter.
@@ -332,7 +344,7 @@ impl NormalVcpu {
     /// Applies an answer to the registers. What concerns more than them (power, waiting, stopping)
     /// is the run loop's; it is completed here only as far as the instruction itself goes.
     pub fn resume(&mut self, resume: &Resume) {
-        let Completion { advance, destination, abort } = core::mem::take(&mut self.completion);
+        let Completion { advance, destination, abort } = self.completion;
         match *resume {
             Resume::Read(value) => {
                 if let Some(destination) = destination {

@@ -29,7 +29,7 @@ pub fn work() {
     let running = super::all().iter().find(|vm| {
         vm.phase() == Phase::Running
             && vm.spec().is_some_and(|spec| spec.realm().is_some())
-            && vm.stats.guest_ticks.load(Ordering::Relaxed) > 0
+            && vm.stats.guest_ticks() > 0
     });
     let Some(realm) = running else { return };
     // Only the core that sets it goes on. The realm cannot lose its granules meanwhile: it is not

@@ -4,6 +4,7 @@ use crate::arch::smc::rmi_calls;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 use vmm_services::exit::{Access, Exit};
+use vmm_services::{MAX_VCPUS, VcpuId};
 
 macro_rules! causes {
     ($($(#[$doc:meta])* $name:ident = $text:literal),* $(,)?) => {
@@ -76,12 +77,27 @@ pub enum Life {
     Teardown,
 }
 
+/// What the exits of one vCPU cost. Only the core that runs it writes, so that counting takes no atomic
+/// operation.
+#[derive(Debug, Default)]
+struct VcpuStats {
+    exits: [AtomicU64; Cause::ALL.len()],
+    guest_ticks: AtomicU64,
+}
+
+impl VcpuStats {
+    const fn new() -> Self {
+        Self {
+            exits: [const { AtomicU64::new(0) }; Cause::ALL.len()],
+            guest_ticks: AtomicU64::new(0),
+        }
+    }
+}
+
 /// Counters of one VM. Times are in ticks of the system counter.
 #[derive(Debug, Default)]
 pub struct Stats {
-    exits: [AtomicU64; Cause::ALL.len()],
-    /// Time in the guest; for a realm, from REC_ENTER to its return, RMM and EL3 included.
-    pub guest_ticks: AtomicU64,
+    vcpus: [VcpuStats; MAX_VCPUS],
     /// Time in the hypervisor on behalf of the VM.
     pub host_ticks: AtomicU64,
     /// Time in RMI calls other than REC_ENTER.
@@ -96,8 +112,7 @@ impl Stats {
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            exits: [const { AtomicU64::new(0) }; Cause::ALL.len()],
-            guest_ticks: AtomicU64::new(0),
+            vcpus: [const { VcpuStats::new() }; MAX_VCPUS],
             host_ticks: AtomicU64::new(0),
             rmm_ticks: AtomicU64::new(0),
             granules: AtomicU64::new(0),
@@ -105,17 +120,36 @@ impl Stats {
         }
     }
 
-    /// Counts an exit.
-    pub fn count(&self, cause: Cause) {
-        if let Some(counter) = self.exits.get(cause as usize) {
-            counter.fetch_add(1, Ordering::Relaxed);
+    /// Counts an exit of `vcpu` after `guest_ticks` in its guest. Only for the core that runs it.
+    #[inline]
+    pub fn count(&self, vcpu: VcpuId, cause: Cause, guest_ticks: u64) {
+        let add = |counter: &AtomicU64, by| {
+            counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
+        };
+        if let Some(stats) = self.vcpus.get(vcpu.index()) {
+            add(&stats.guest_ticks, guest_ticks);
+            stats.exits.get(cause as usize).into_iter().for_each(|counter| add(counter, 1));
         }
     }
 
     /// Number of exits by `cause`.
     #[must_use]
     pub fn exits(&self, cause: Cause) -> u64 {
-        self.exits.get(cause as usize).map_or(0, |counter| counter.load(Ordering::Relaxed))
+        let of =
+            |vcpu: &VcpuStats| vcpu.exits.get(cause as usize).map(|n| n.load(Ordering::Relaxed));
+        self.vcpus.iter().filter_map(of).sum()
+    }
+
+    /// Time in the guest; for a realm, from REC_ENTER to its return, RMM and EL3 included.
+    #[must_use]
+    pub fn guest_ticks(&self) -> u64 {
+        self.vcpus.iter().map(|vcpu| vcpu.guest_ticks.load(Ordering::Relaxed)).sum()
+    }
+
+    /// The part of [`Self::guest_ticks`] that is `vcpu`'s.
+    #[must_use]
+    pub fn guest_ticks_of(&self, vcpu: VcpuId) -> u64 {
+        self.vcpus.get(vcpu.index()).map_or(0, |vcpu| vcpu.guest_ticks.load(Ordering::Relaxed))
     }
 
     /// Counts the RMI calls that this core has made since [`rmi_calls`] was `before`.

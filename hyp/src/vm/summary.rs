@@ -64,7 +64,7 @@ fn table() {
             vm.kind(),
             vm.state(),
             spec.vcpus,
-            Milliseconds(stats.guest_ticks.load(Ordering::Relaxed)),
+            Milliseconds(stats.guest_ticks()),
             Milliseconds(stats.host_ticks.load(Ordering::Relaxed)),
             Milliseconds(stats.rmm_ticks.load(Ordering::Relaxed)),
             stats.granules.load(Ordering::Relaxed),

@@ -131,6 +131,8 @@ pub struct Vcpu {
     pub id: VcpuId,
     /// What runs it.
     pub kind: Kind,
+    /// Whether it can enter its guest as it is.
+    ready: bool,
 }
 
 /// The two kinds of vCPU. Nothing outside this module and the builders needs to ask which it is.
@@ -146,8 +148,15 @@ pub enum Kind {
 }
 
 impl Vcpu {
+    /// vCPU `id` of `vm`, which is in no core.
+    #[must_use]
+    pub const fn new(vm: &'static Vm, id: VcpuId, kind: Kind) -> Self {
+        Self { vm, id, kind, ready: false }
+    }
+
     /// Puts the vCPU into this core.
     pub fn load(&mut self) {
+        self.ready = false;
         match &mut self.kind {
             Kind::Normal(vcpu) => {
                 mitigation::isolate();
@@ -194,6 +203,28 @@ impl Vcpu {
         }
     }
 
+    /// Whether the vCPU can enter its guest without its services having been asked since the last exit:
+    /// its list registers are as [`Vcpu::make_ready`] left them, or as its guest has them since. Who
+    /// changes an interrupt of a vCPU that runs makes it exit.
+    #[inline]
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.ready
+    }
+
+    /// Fills the list registers for the next entry. The vCPU is loaded.
+    #[inline]
+    pub fn make_ready(&mut self, vgic: &mut Vgic) {
+        if !vgic.is_quiet(self.id) {
+            vgic.resample_hardware_spis(irq::is_spi_pending);
+            vgic.flush(self.id, self.image());
+            vgic.release_hardware_spis(irq::deactivate);
+            irq::set_ppis_active(self.image().activate, true);
+            irq::set_ppis_active(self.image().deactivate, false);
+        }
+        self.ready = true;
+    }
+
     /// Registers of the call that the last exit was.
     #[must_use]
     pub fn registers(&self) -> &Registers {
@@ -210,17 +241,23 @@ impl Vcpu {
             Kind::Normal(vcpu) => {
                 let trap = vcpu.enter();
                 let after = timer::now_ticks();
-                (normal_exit(vcpu, trap, self.vm), after)
+                let exit = normal_exit(vcpu, trap, self.vm);
+                if exit.is_some() {
+                    vcpu.store();
+                    self.ready = false;
+                }
+                (exit, after)
             }
             Kind::Rec(vcpu) => {
                 let raw = vcpu.enter();
                 let after = timer::now_ticks();
+                self.ready = false;
                 (vcpu.exit(raw, self.vm), after)
             }
         };
-        self.vm.stats.guest_ticks.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
-        self.vm.stats.count(exit.as_ref().map_or(Cause::Fault, Cause::of));
-        trace::record(self.vm, self.id, after, exit.as_ref());
+        let cause = exit.as_ref().map_or(Cause::Fault, Cause::of);
+        self.vm.stats.count(self.id, cause, after.wrapping_sub(before));
+        trace::record(self.vm, self.id, after, cause, exit.as_ref());
         exit
     }
 
