@@ -18,6 +18,7 @@ use crate::vm::stats::Life;
 use crate::vm::vcpu::{self, Kind, MAX_ENTITIES, Vcpu, VcpuSlot};
 use crate::vm::watchdog::{self, VmWatchdog};
 use crate::vm::{Reason, Vm, audit, lifecycle, passthrough, selftest};
+use core::cell::Cell;
 use core::sync::atomic::Ordering;
 use mm::Ipa;
 use mm::stage2::{VmidAllocator, VmidBits};
@@ -176,14 +177,7 @@ fn run(entity: EntityId) -> Stop {
     let (start, calls) = (timer::now_ticks(), rmi_calls());
     let guest_before = vcpu.vm.stats.guest_ticks_of(vcpu.id);
     vcpu.load();
-    let stop = loop {
-        if vcpu.vm.phase() != Phase::Running {
-            break Stop::Exited;
-        }
-        if let Flow::Leave(stop) = step(vcpu, slot) {
-            break stop;
-        }
-    };
+    let stop = run_loaded(vcpu, slot);
     vcpu.unload();
     let total = timer::now_ticks().wrapping_sub(start);
     let stats = &vcpu.vm.stats;
@@ -193,12 +187,43 @@ fn run(entity: EntityId) -> Stop {
     stop
 }
 
+fn run_loaded(vcpu: &mut Vcpu, slot: &VcpuSlot) -> Stop {
+    let vm = vcpu.vm;
+    let pick_anew = Cell::new(false);
+    let outside = &mut Outside {
+        context: Context {
+            memory: &VmView(vm),
+            console: &mut VmConsole(vm),
+            entropy: &MachineEntropy,
+            disks: &VmDisks(vm),
+            peers: &mut VmPeers::new(vm, &pick_anew),
+            countdown: &VmWatchdog(vm),
+        },
+        pick_anew: &pick_anew,
+    };
+    loop {
+        if vm.phase() != Phase::Running {
+            return Stop::Exited;
+        }
+        if let Flow::Leave(stop) = step(vcpu, slot, outside) {
+            return stop;
+        }
+    }
+}
+
+/// What the services of a VM reach outside of themselves while a vCPU of it runs.
+struct Outside<'a> {
+    context: Context<'a>,
+    /// Whether something that they did there wants this core to pick anew.
+    pick_anew: &'a Cell<bool>,
+}
+
 /// One entry, exit, and answer.
-fn step(vcpu: &mut Vcpu, slot: &VcpuSlot) -> Flow {
+fn step(vcpu: &mut Vcpu, slot: &VcpuSlot, outside: &mut Outside<'_>) -> Flow {
     let vm = vcpu.vm;
     let id = vcpu.id;
     if !vcpu.is_ready()
-        && let Some(flow) = prepare(vcpu)
+        && let Some(flow) = prepare(vcpu, outside)
     {
         return flow;
     }
@@ -213,9 +238,8 @@ fn step(vcpu: &mut Vcpu, slot: &VcpuSlot) -> Flow {
         let pick_anew = take_interrupts(id, services_of_vm);
         return go_on(vcpu, services, woken, pick_anew);
     }
-    let registers = vcpu.registers();
-    let (response, pick_anew) =
-        with_context(vm, |context| services_of_vm.handle(id, &exit, registers, context));
+    let response = services_of_vm.handle(id, &exit, vcpu.registers(), &mut outside.context);
+    let pick_anew = outside.pick_anew.take();
     woken.extend(response.kick);
     vcpu.resume(&response.resume);
     if response.resume.goes_on() {
@@ -255,7 +279,7 @@ fn go_on(
 /// list registers. `Some` if the vCPU is not to enter its guest now: there may be more to do, and the core
 /// looks after itself in between.
 #[inline(never)]
-fn prepare(vcpu: &mut Vcpu) -> Option<Flow> {
+fn prepare(vcpu: &mut Vcpu, outside: &mut Outside<'_>) -> Option<Flow> {
     let vm = vcpu.vm;
     let id = vcpu.id;
     if matches!(&vcpu.kind, Kind::Rec(rec) if rec.is_changing_ripas())
@@ -267,7 +291,7 @@ fn prepare(vcpu: &mut Vcpu) -> Option<Flow> {
     let Some(services_of_vm) = services.as_mut() else { return Some(Flow::Leave(Stop::Exited)) };
     let mut woken = VcpuSet::EMPTY;
     if vm.take_called() {
-        woken = services_of_vm.peers_called(&mut VmPeers::new(vm));
+        woken = services_of_vm.peers_called(outside.context.peers);
         woken.extend(passthrough::deliver(vm, services_of_vm));
     }
     if !services_of_vm.has_work() {
@@ -276,28 +300,12 @@ fn prepare(vcpu: &mut Vcpu) -> Option<Flow> {
         woken.remove(id);
         return wake_set(vm, woken).then_some(Flow::Leave(Stop::Preempted));
     }
-    let (worked_for, repick) = with_context(vm, |context| services_of_vm.work(context));
-    woken.extend(worked_for);
+    woken.extend(services_of_vm.work(&mut outside.context));
     woken.remove(id);
-    let mut pick_anew = repick | take_interrupts(id, services_of_vm);
+    let mut pick_anew = outside.pick_anew.take() | take_interrupts(id, services_of_vm);
     drop(services);
     pick_anew |= wake_set(vm, woken);
     Some(if pick_anew { Flow::Leave(Stop::Preempted) } else { Flow::Again })
-}
-
-/// Calls `f` with what the services of `vm` may reach outside of themselves. The second result says
-/// whether the core has to pick anew.
-fn with_context<R>(vm: &'static Vm, f: impl FnOnce(&mut Context<'_>) -> R) -> (R, bool) {
-    let mut peers = VmPeers::new(vm);
-    let result = f(&mut Context {
-        memory: &VmView(vm),
-        console: &mut VmConsole(vm),
-        entropy: &MachineEntropy,
-        disks: &VmDisks(vm),
-        peers: &mut peers,
-        countdown: &VmWatchdog(vm),
-    });
-    (result, peers.pick_anew)
 }
 
 /// Takes the physical interrupts that made the guest exit; `true` if the core has to pick anew.

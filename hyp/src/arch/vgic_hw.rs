@@ -2,7 +2,7 @@
 
 use super::control::Register;
 use super::sysreg::{read_sysreg, write_sysreg};
-use vmm_services::vgic::{ListRegister, LrImage, MAX_LRS};
+use vmm_services::vgic::{ListRegister, LrImage};
 
 /// `ICH_HCR_EL2.En`.
 const ENABLE: u64 = 1;
@@ -137,16 +137,23 @@ pub fn each(see: &mut dyn FnMut(Register, u64)) {
 
 /// Loads list registers and control bits before entry. `written` is how many list registers the
 /// call before this one for the loaded vCPU wrote; returns how many this one did.
+#[inline(always)]
 pub fn load(image: &LrImage, written: usize) -> usize {
-    let used = image.used.min(MAX_LRS);
-    for (index, lr) in image.lrs.iter().enumerate().take(used) {
-        write_lr(index, lr.bits());
-    }
-    for index in used..written {
-        write_lr(index, 0);
+    if image.used | written != 0 {
+        load_list_registers(image, written);
     }
     write_sysreg!("ich_hcr_el2", ENABLE | image.hcr.bits());
-    used
+    image.used
+}
+
+#[inline(never)]
+fn load_list_registers(image: &LrImage, written: usize) {
+    for (index, lr) in image.lrs.iter().enumerate().take(image.used) {
+        write_lr(index, lr.bits());
+    }
+    for index in image.used..written {
+        write_lr(index, 0);
+    }
 }
 
 /// Turns the virtual CPU interface off until the next [`load`], and with it the maintenance interrupt,
@@ -157,10 +164,18 @@ pub fn disable() {
 }
 
 /// Reads back after exit what the guest did with the list registers that were loaded.
+#[inline(always)]
 pub fn store(image: &mut LrImage) {
-    for (index, lr) in image.lrs.iter_mut().enumerate().take(image.used.min(MAX_LRS)) {
-        *lr = ListRegister::from_bits(read_lr(index));
+    if image.used != 0 {
+        store_list_registers(image);
     }
     image.eoi_count = LrImage::eoi_count_of(read_sysreg!("ich_hcr_el2"));
     image.vmcr = read_sysreg!("ich_vmcr_el2");
+}
+
+#[inline(never)]
+fn store_list_registers(image: &mut LrImage) {
+    for (index, lr) in image.lrs.iter_mut().enumerate().take(image.used) {
+        *lr = ListRegister::from_bits(read_lr(index));
+    }
 }

@@ -10,7 +10,6 @@ use crate::vm::{self, Vm};
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use vmm_services::VcpuId;
-use vmm_services::exit::{Exit, FatalCause};
 
 /// Exits that are remembered per core. A power of two, so that the position may wrap around.
 const DEPTH: usize = 32;
@@ -50,37 +49,19 @@ pub struct Record {
     detail: u64,
 }
 
-/// Remembers that `vcpu` of `vm` left its guest for `cause` at `time` (in ticks). No `exit` stands for one
-/// that was dealt with at once: a memory fault that was mended.
-pub fn record(vm: &Vm, vcpu: VcpuId, time: u64, cause: Cause, exit: Option<&Exit>) {
+/// Remembers that `vcpu` of `vm` left its guest for `cause` at `time` (in ticks); `detail` as of
+/// [`Cause::of`].
+#[inline]
+pub fn record(vm: &Vm, vcpu: VcpuId, time: u64, (cause, detail): (Cause, u64)) {
     let Some(ring) = RINGS.get(core_index()) else { return };
     let count = ring.count.load(Ordering::Relaxed);
     if let Some(slot) = ring.records.get(count as usize % DEPTH) {
         let who = (vm.index() as u64) << 16 | (vcpu.index() as u64) << 8 | cause as u64;
         slot.time.store(time, Ordering::Relaxed);
         slot.who.store(who, Ordering::Relaxed);
-        slot.detail.store(exit.map_or(0, detail), Ordering::Relaxed);
+        slot.detail.store(detail, Ordering::Relaxed);
     }
     ring.count.store(count.wrapping_add(1), Ordering::Release);
-}
-
-/// What is most telling of an exit: an address, a function identifier, an encoding.
-fn detail(exit: &Exit) -> u64 {
-    match exit {
-        Exit::Mmio(access) => access.ipa.get(),
-        Exit::Stage2Fault { ipa, .. } => ipa.get(),
-        Exit::Smccc { function } => u64::from(*function),
-        Exit::HostCall { imm, .. } => u64::from(*imm),
-        Exit::SysReg { reg, .. } => u64::from(reg.encoding()),
-        Exit::RipasChange { base, .. } => base.get(),
-        Exit::Fatal(
-            FatalCause::UnknownException { esr } | FatalCause::ExternalAbort { esr, .. },
-        ) => *esr,
-        Exit::Fatal(FatalCause::GranuleProtection { ipa } | FatalCause::OutOfMemory { ipa }) => {
-            *ipa
-        }
-        Exit::Psci(_) | Exit::Wait { .. } | Exit::Interrupt => 0,
-    }
 }
 
 /// The last exit of core `index`, if there was one.

@@ -64,14 +64,6 @@ struct Destination {
     sixty_four: bool,
 }
 
-/// What a trap needs before it can go on.
-pub enum Outcome {
-    /// Ask the services.
-    Exit(Exit),
-    /// Done already; enter the guest again.
-    Handled,
-}
-
 impl NormalVcpu {
     /// A vCPU at power-on, that starts at `pc` with `x0`.
     #[must_use]
@@ -149,16 +141,16 @@ impl NormalVcpu {
         virtual_count.saturating_add(self.el1.counter_offset())
     }
 
-    /// Decodes a synchronous exception, and deals with it if it concerns only this vCPU's
-    /// registers or an entry of stage-2.
-    pub fn decode(&mut self, vm: &Vm) -> Outcome {
+    /// Decodes a synchronous exception, and deals with it if it concerns only this vCPU's registers or
+    /// an entry of stage-2: then it can enter its guest again, and `None` is returned.
+    pub fn decode(&mut self, vm: &Vm) -> Option<Exit> {
         let esr = Esr(read_sysreg!("esr_el2"));
         self.completion = Completion { advance: esr.instruction_bytes(), ..Completion::default() };
         if esr.class() != class::SYSREG {
             self.set_way = SetWay::Idle;
         }
         match esr.class() {
-            class::WFX => Outcome::Exit(self.wait(WaitEnd::from_iss(esr.iss()))),
+            class::WFX => Some(self.wait(WaitEnd::from_iss(esr.iss()))),
             class::HVC64 => {
                 self.completion.advance = 0;
                 self.call(esr.iss() as u16)
@@ -173,7 +165,7 @@ impl NormalVcpu {
             | class::LS64
             | class::SYSREG128
             | class::TME => self.undefined(),
-            _ => Outcome::Exit(Exit::Fatal(FatalCause::UnknownException { esr: esr.0 })),
+            _ => Some(Exit::Fatal(FatalCause::UnknownException { esr: esr.0 })),
         }
     }
 
@@ -188,17 +180,17 @@ impl NormalVcpu {
         Exit::Wait { kind, deadline }
     }
 
-    fn call(&mut self, immediate: u16) -> Outcome {
+    fn call(&mut self, immediate: u16) -> Option<Exit> {
         if immediate != 0 {
-            return Outcome::Exit(Exit::HostCall { imm: immediate });
+            return Some(Exit::HostCall { imm: immediate });
         }
         // What concerns the core itself is done here and now, before the vCPU may move.
         if let Some(result) = mitigation::call(self.context.x[0] as u32, self.context.x[1] as u32) {
             self.context.set_reg(0, result.cast_unsigned());
             self.context.pc = self.context.pc.wrapping_add(self.completion.advance);
-            return Outcome::Handled;
+            return None;
         }
-        Outcome::Exit(Exit::Smccc { function: self.context.x[0] as u32 })
+        Some(Exit::Smccc { function: self.context.x[0] as u32 })
     }
 
     /// Registers of the call that the last exit was.
@@ -207,13 +199,13 @@ impl NormalVcpu {
         &self.context.x
     }
 
-    fn undefined(&mut self) -> Outcome {
+    fn undefined(&mut self) -> Option<Exit> {
         el1::inject(&mut self.context, Injection::Undefined);
-        Outcome::Handled
+        None
     }
 
     /// Answers the registers whose value is ours alone; the interrupt controller's go to services.
-    fn system_register(&mut self, iss: u32, vm: &Vm) -> Outcome {
+    fn system_register(&mut self, iss: u32, vm: &Vm) -> Option<Exit> {
         const ACTLR_EL1: u32 = esr::encoding(3, 0, 1, 0, 1);
         let access = SysRegAccess::from_iss(iss);
         if esr::is_set_way(access.encoding) {
@@ -229,7 +221,7 @@ impl NormalVcpu {
                 self.context.set_reg(access.register, value);
             }
             self.context.pc = self.context.pc.wrapping_add(self.completion.advance);
-            return Outcome::Handled;
+            return None;
         }
         let direction = if access.read {
             self.completion.destination = Some(Destination {
@@ -242,7 +234,7 @@ impl NormalVcpu {
         } else {
             Access::Write(self.context.reg(access.register))
         };
-        Outcome::Exit(Exit::SysReg { reg: SysReg::from_iss(iss), access: direction })
+        Some(Exit::SysReg { reg: SysReg::from_iss(iss), access: direction })
     }
 
     /// Answers a cache operation by set and way. It would reach the caches of one core, while the
@@ -250,7 +242,7 @@ impl NormalVcpu {
     /// is that the caches hold nothing of theirs any more: the first operation of a pass does that by
     /// address, the others do nothing. A pass begins after any other trap, and where it is the first
     /// operation once more.
-    fn set_way(&mut self, operation: (u32, u64), vm: &Vm) -> Outcome {
+    fn set_way(&mut self, operation: (u32, u64), vm: &Vm) -> Option<Exit> {
         let from = match self.set_way {
             SetWay::Idle => Some(layout::RAM),
             SetWay::Done { first } if first == operation => Some(layout::RAM),
@@ -263,60 +255,40 @@ impl NormalVcpu {
             {
                 // The instruction traps again, after pending interrupts have been taken.
                 self.set_way = SetWay::Flushing { next };
-                return Outcome::Handled;
+                return None;
             }
             self.set_way = SetWay::Done { first: operation };
         }
         self.context.pc = self.context.pc.wrapping_add(self.completion.advance);
-        Outcome::Handled
+        None
     }
 
-    fn abort(&mut self, esr: Esr, vm: &Vm) -> Outcome {
+    fn abort(&mut self, esr: Esr, vm: &Vm) -> Option<Exit> {
         let far = read_sysreg!("far_el2");
-        let ipa = esr::fault_ipa(read_sysreg!("hpfar_el2"), far);
         let fetch = esr.class() == class::INSTRUCTION_ABORT;
-        if esr.is_granule_protection_fault() {
-            // HPFAR_EL2 need not be valid for this fault.
-            let ipa = el1::translate(far).unwrap_or(ipa);
-            return Outcome::Exit(Exit::Fatal(FatalCause::GranuleProtection { ipa: ipa.get() }));
-        }
         let write = !fetch && esr.is_write();
         self.completion.abort = Some(if fetch {
             Injection::InstructionAbort { far }
         } else {
             Injection::DataAbort { far }
         });
-        if esr.is_memory_type_fault() {
-            return Outcome::Exit(Exit::Stage2Fault { ipa, fetch, write });
-        }
+        let ipa = esr::fault_ipa(read_sysreg!("hpfar_el2"), far);
         if !esr.is_stage2_fault() {
-            let cause = FatalCause::ExternalAbort { esr: esr.0, ipa: 0 };
-            return Outcome::Exit(Exit::Fatal(cause));
+            return Some(other_abort(esr, ipa, far, write));
         }
-        let access = esr.access();
-        let wanted = match (fetch, write) {
-            (true, _) => FaultAccess::Execute,
-            (false, true) => FaultAccess::Write,
-            (false, false) => FaultAccess::Read,
-        };
         // Below RAM live device models; what is mapped there stays as it is while the VM runs.
-        if ipa >= layout::RAM
-            && let Space::Normal(memory) = &mut *vm.space.lock()
-        {
-            match memory.resolve_fault(&vm.vmid, ipa, wanted) {
-                Ok(FaultOutcome::Retry) => return Outcome::Handled,
-                Ok(FaultOutcome::NotMapped | FaultOutcome::Denied) => {}
-                Err(_) => {
-                    let cause = FatalCause::OutOfMemory { ipa: ipa.get() };
-                    return Outcome::Exit(Exit::Fatal(cause));
-                }
+        if ipa >= layout::RAM {
+            match mend(vm, ipa, fetch, write) {
+                Ok(true) => return None,
+                Ok(false) => {}
+                Err(cause) => return Some(Exit::Fatal(cause)),
             }
         }
-        match access {
+        match esr.access() {
             Some(access) if !fetch && !esr.is_stage1_walk() => {
-                Outcome::Exit(Exit::Mmio(self.mmio(ipa, access)))
+                Some(Exit::Mmio(self.mmio(ipa, access)))
             }
-            _ => Outcome::Exit(Exit::Stage2Fault { ipa, fetch, write }),
+            _ => Some(Exit::Stage2Fault { ipa, fetch, write }),
         }
     }
 
@@ -374,6 +346,36 @@ impl NormalVcpu {
     pub fn position(&self) -> (u64, u64) {
         (self.context.pc, self.context.pstate)
     }
+}
+
+/// Whether a stage-2 fault in RAM is mended, so that the access is to be made again.
+#[inline(never)]
+fn mend(vm: &Vm, ipa: Ipa, fetch: bool, write: bool) -> Result<bool, FatalCause> {
+    let wanted = match (fetch, write) {
+        (true, _) => FaultAccess::Execute,
+        (false, true) => FaultAccess::Write,
+        (false, false) => FaultAccess::Read,
+    };
+    let Space::Normal(memory) = &mut *vm.space.lock() else { return Ok(false) };
+    match memory.resolve_fault(&vm.vmid, ipa, wanted) {
+        Ok(outcome) => Ok(outcome == FaultOutcome::Retry),
+        Err(_) => Err(FatalCause::OutOfMemory { ipa: ipa.get() }),
+    }
+}
+
+/// An abort that is no stage-2 fault.
+#[cold]
+fn other_abort(esr: Esr, ipa: Ipa, far: u64, write: bool) -> Exit {
+    if esr.is_granule_protection_fault() {
+        // HPFAR_EL2 need not be valid for this fault.
+        let ipa = el1::translate(far).unwrap_or(ipa);
+        return Exit::Fatal(FatalCause::GranuleProtection { ipa: ipa.get() });
+    }
+    if esr.is_memory_type_fault() {
+        let fetch = esr.class() == class::INSTRUCTION_ABORT;
+        return Exit::Stage2Fault { ipa, fetch, write };
+    }
+    Exit::Fatal(FatalCause::ExternalAbort { esr: esr.0, ipa: 0 })
 }
 
 fn context_at_reset(pc: u64, x0: u64) -> GuestContext {

@@ -2,6 +2,7 @@
 
 use super::{Vm, channel, net};
 use crate::run;
+use core::cell::Cell;
 use vmm_services::channel::Endpoint;
 use vmm_services::exit::{Access, Width};
 use vmm_services::{NicId, Peers};
@@ -10,23 +11,23 @@ use vmm_services::{NicId, Peers};
 ///
 /// Neither the services nor the memory of another VM are touched from here: it is told that there is
 /// something for it, and one of its own vCPUs sees to that.
-pub struct VmPeers {
+pub struct VmPeers<'a> {
     vm: &'static Vm,
-    /// Whether this core has to pick anew, since it woke a vCPU that is to run here first.
-    pub pick_anew: bool,
+    pick_anew: &'a Cell<bool>,
 }
 
-impl VmPeers {
-    /// Those of `vm`.
+impl<'a> VmPeers<'a> {
+    /// Those of `vm`. `pick_anew` is set when this core has to pick anew, since it woke a vCPU that is to
+    /// run here first.
     #[must_use]
-    pub const fn new(vm: &'static Vm) -> Self {
-        Self { vm, pick_anew: false }
+    pub const fn new(vm: &'static Vm, pick_anew: &'a Cell<bool>) -> Self {
+        Self { vm, pick_anew }
     }
 }
 
-impl Peers for VmPeers {
+impl Peers for VmPeers<'_> {
     fn send(&mut self, nic: NicId, frame: &[u8]) {
-        self.pick_anew |= net::send(self.vm, nic, frame);
+        self.pick_anew.set(self.pick_anew.get() | net::send(self.vm, nic, frame));
     }
 
     fn has_frame(&mut self, nic: NicId) -> bool {
@@ -52,7 +53,7 @@ impl Peers for VmPeers {
         if outcome.peer_rung
             && let Some(peer) = channel::peer(self.vm, endpoint)
         {
-            self.pick_anew |= run::call_on(peer);
+            self.pick_anew.set(self.pick_anew.get() | run::call_on(peer));
         }
         outcome.value
     }

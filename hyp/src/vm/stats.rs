@@ -3,7 +3,7 @@
 use crate::arch::smc::rmi_calls;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
-use vmm_services::exit::{Access, Exit};
+use vmm_services::exit::{Exit, FatalCause};
 use vmm_services::{MAX_VCPUS, VcpuId};
 
 macro_rules! causes {
@@ -49,19 +49,27 @@ causes! {
 }
 
 impl Cause {
-    /// The cause of `exit`.
+    /// The cause of `exit`, and what is most telling of it: an address, a function identifier, an
+    /// encoding.
+    #[inline]
     #[must_use]
-    pub const fn of(exit: &Exit) -> Self {
+    pub fn of(exit: &Exit) -> (Self, u64) {
         match exit {
-            Exit::Mmio(_) => Self::Mmio,
-            Exit::Stage2Fault { .. } => Self::Fault,
-            Exit::Smccc { .. } | Exit::Psci(_) => Self::Call,
-            Exit::HostCall { .. } => Self::HostCall,
-            Exit::Wait { .. } => Self::Wait,
-            Exit::SysReg { access: Access::Read | Access::Write(_), .. } => Self::SysReg,
-            Exit::RipasChange { .. } => Self::Ripas,
-            Exit::Interrupt => Self::Interrupt,
-            Exit::Fatal(_) => Self::Other,
+            Exit::Mmio(access) => (Self::Mmio, access.ipa.get()),
+            Exit::Stage2Fault { ipa, .. } => (Self::Fault, ipa.get()),
+            Exit::Smccc { function } => (Self::Call, u64::from(*function)),
+            Exit::Psci(_) => (Self::Call, 0),
+            Exit::HostCall { imm } => (Self::HostCall, u64::from(*imm)),
+            Exit::Wait { .. } => (Self::Wait, 0),
+            Exit::SysReg { reg, .. } => (Self::SysReg, u64::from(reg.encoding())),
+            Exit::RipasChange { base, .. } => (Self::Ripas, base.get()),
+            Exit::Interrupt => (Self::Interrupt, 0),
+            Exit::Fatal(
+                FatalCause::UnknownException { esr } | FatalCause::ExternalAbort { esr, .. },
+            ) => (Self::Other, *esr),
+            Exit::Fatal(
+                FatalCause::GranuleProtection { ipa } | FatalCause::OutOfMemory { ipa },
+            ) => (Self::Other, *ipa),
         }
     }
 }

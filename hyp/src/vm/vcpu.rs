@@ -1,6 +1,6 @@
 //! vCPUs of either kind, by the number that the scheduler knows them by.
 
-use super::normal::{NormalVcpu, Outcome};
+use super::normal::NormalVcpu;
 use super::rec::RecVcpu;
 use super::{Vm, lifecycle, stats::Cause};
 use crate::arch::guest::Trap;
@@ -213,16 +213,21 @@ impl Vcpu {
     }
 
     /// Fills the list registers for the next entry. The vCPU is loaded.
-    #[inline]
+    #[inline(always)]
     pub fn make_ready(&mut self, vgic: &mut Vgic) {
         if !vgic.is_quiet(self.id) {
-            vgic.resample_hardware_spis(irq::is_spi_pending);
-            vgic.flush(self.id, self.image());
-            vgic.release_hardware_spis(irq::deactivate);
-            irq::set_ppis_active(self.image().activate, true);
-            irq::set_ppis_active(self.image().deactivate, false);
+            self.flush(vgic);
         }
         self.ready = true;
+    }
+
+    #[inline(never)]
+    fn flush(&mut self, vgic: &mut Vgic) {
+        vgic.resample_hardware_spis(irq::is_spi_pending);
+        vgic.flush(self.id, self.image());
+        vgic.release_hardware_spis(irq::deactivate);
+        irq::set_ppis_active(self.image().activate, true);
+        irq::set_ppis_active(self.image().deactivate, false);
     }
 
     /// Registers of the call that the last exit was.
@@ -255,9 +260,10 @@ impl Vcpu {
                 (vcpu.exit(raw, self.vm), after)
             }
         };
-        let cause = exit.as_ref().map_or(Cause::Fault, Cause::of);
-        self.vm.stats.count(self.id, cause, after.wrapping_sub(before));
-        trace::record(self.vm, self.id, after, cause, exit.as_ref());
+        // What was dealt with at once counts as a memory fault that was mended.
+        let cause = exit.as_ref().map_or((Cause::Fault, 0), Cause::of);
+        self.vm.stats.count(self.id, cause.0, after.wrapping_sub(before));
+        trace::record(self.vm, self.id, after, cause);
         exit
     }
 
@@ -327,9 +333,6 @@ fn normal_exit(vcpu: &mut NormalVcpu, trap: Trap, vm: &Vm) -> Option<Exit> {
             let esr = crate::arch::sysreg::read_sysreg!("esr_el2");
             Some(Exit::Fatal(FatalCause::ExternalAbort { esr, ipa: 0 }))
         }
-        Trap::Sync => match vcpu.decode(vm) {
-            Outcome::Exit(exit) => Some(exit),
-            Outcome::Handled => None,
-        },
+        Trap::Sync => vcpu.decode(vm),
     }
 }
