@@ -227,18 +227,17 @@ fn step(vcpu: &mut Vcpu, slot: &VcpuSlot, outside: &mut Outside<'_>) -> Flow {
     {
         return flow;
     }
-    let Some(exit) = vcpu.enter() else {
-        return Flow::Again;
-    };
+    let exit = vcpu.enter();
+    let Some(exit) = &exit else { return Flow::Again };
     let mut services = vm.services.lock();
     let Some(services_of_vm) = services.as_mut() else { return Flow::Leave(Stop::Exited) };
     let mut woken = services_of_vm.vgic_mut().sync(id, vcpu.image());
     vcpu.report_timers(services_of_vm.vgic_mut());
-    if exit == Exit::Interrupt {
+    if matches!(exit, Exit::Interrupt) {
         let pick_anew = take_interrupts(id, services_of_vm);
         return go_on(vcpu, services, woken, pick_anew);
     }
-    let response = services_of_vm.handle(id, &exit, vcpu.registers(), &mut outside.context);
+    let response = services_of_vm.handle(id, exit, vcpu.registers(), &mut outside.context);
     let pick_anew = outside.pick_anew.take();
     woken.extend(response.kick);
     vcpu.resume(&response.resume);
@@ -255,7 +254,7 @@ fn step(vcpu: &mut Vcpu, slot: &VcpuSlot, outside: &mut Outside<'_>) -> Flow {
 
 /// The end of a step after which the vCPU enters its guest again, unless this core has to pick anew.
 /// While the services are at hand, what the entry needs of them is done, if there is not more to do.
-#[inline]
+#[inline(always)]
 fn go_on(
     vcpu: &mut Vcpu,
     mut services: VmLockGuard<'_, Option<VmServices>>,

@@ -208,14 +208,12 @@ impl VmServices {
         registers: &Registers,
         context: &mut Context<'_>,
     ) -> Response {
-        let mut response = if self.is_realm() {
-            let memory = SharedAlias::new(context.memory, self.realm.map(|realm| realm.ipa_bits));
+        if let Some(realm) = &self.realm {
+            let memory = SharedAlias::new(context.memory, Some(realm.ipa_bits));
             self.dispatch(vcpu, exit, registers, &mut context.with_memory(&memory))
         } else {
             self.dispatch(vcpu, exit, registers, context)
-        };
-        response.kick.remove(vcpu);
-        response
+        }
     }
 
     fn dispatch(
@@ -225,7 +223,7 @@ impl VmServices {
         registers: &Registers,
         context: &mut Context<'_>,
     ) -> Response {
-        match exit {
+        let mut response = match exit {
             Exit::Mmio(access) => self.mmio(access, context),
             Exit::Stage2Fault { .. } => Resume::InjectExternalAbort.into(),
             Exit::Smccc { function } => self.call(vcpu, *function, registers, context),
@@ -241,7 +239,9 @@ impl VmServices {
             },
             Exit::Interrupt => Resume::Continue.into(),
             Exit::Fatal(cause) => Resume::Stop(StopReason::Fatal(*cause)).into(),
-        }
+        };
+        response.kick.remove(vcpu);
+        response
     }
 
     fn is_realm(&self) -> bool {

@@ -1,7 +1,9 @@
 //! Decoding of `ESR_EL2` for exceptions that a guest causes (Arm ARM, D24.2 `ESR_EL2`).
 
+use vmm_services::exit::Width;
+
 /// An exception syndrome (`ESR_EL2`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Esr(pub u64);
 
@@ -94,35 +96,38 @@ impl Esr {
         self.0 & (1 << 7) != 0
     }
 
-    /// For a data abort: syndrome of the access if the hardware gives one (ISV).
+    /// Whether a data abort has a syndrome of the access (ISV), by which it can be emulated: the methods
+    /// below tell what it says.
     #[must_use]
-    pub fn access(self) -> Option<Access> {
-        if self.0 & (1 << 24) == 0 {
-            return None;
-        }
-        Some(Access {
-            size: 1 << ((self.0 >> 22) & 3),
-            sign_extend: self.0 & (1 << 21) != 0,
-            register: (self.0 >> 16) as u8 & 0x1f,
-            sixty_four: self.0 & (1 << 15) != 0,
-            write: self.0 & (1 << 6) != 0,
-        })
+    pub fn has_access(self) -> bool {
+        self.0 & (1 << 24) != 0
     }
-}
 
-/// A load or store that the hardware describes well enough to emulate it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Access {
-    /// Size in bytes: 1, 2, 4 or 8.
-    pub size: u8,
-    /// Whether a loaded value is sign extended.
-    pub sign_extend: bool,
-    /// Number of the register that is loaded or stored; 31 is the zero register.
-    pub register: u8,
-    /// Whether that register is 64 bits wide (else the upper half of it becomes zero).
-    pub sixty_four: bool,
-    /// Whether it is a store.
-    pub write: bool,
+    /// Width of the access (SAS).
+    #[must_use]
+    pub fn access_width(self) -> Width {
+        Width::from_sas(self.0 >> 22)
+    }
+
+    /// Number of the register that is loaded or stored (SRT); 31 is the zero register.
+    #[must_use]
+    pub fn access_register(self) -> u8 {
+        (self.0 >> 16) as u8 & 0x1f
+    }
+
+    /// What the register gets from a load of the zero-extended `value`: extended by its sign if SSE says
+    /// so, to 64 bits or, if SF says so, 32.
+    #[must_use]
+    pub fn extend(self, value: u64) -> u64 {
+        let width = self.access_width();
+        let value = value & width.mask();
+        if self.0 & (1 << 21) == 0 {
+            return value;
+        }
+        let unused = 64 - 8 * width.bytes() as u32;
+        let extended = ((value << unused).cast_signed() >> unused).cast_unsigned();
+        if self.0 & (1 << 15) != 0 { extended } else { extended & 0xffff_ffff }
+    }
 }
 
 /// The IPA of a stage-2 fault, from `HPFAR_EL2` and the page offset of `FAR_EL2`.

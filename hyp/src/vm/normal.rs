@@ -12,7 +12,7 @@ use crate::vm::{Space, Vm};
 use mm::Ipa;
 use mm::stage2::{Access as FaultAccess, FaultOutcome};
 use vmm_services::exit::{
-    Access, Exit, FatalCause, MmioAccess, Registers, Resume, SysReg, WaitKind, Width,
+    Access, Exit, FatalCause, MmioAccess, Registers, Resume, SysReg, WaitKind,
 };
 use vmm_services::layout;
 use vmm_services::vgic::LrImage;
@@ -29,7 +29,7 @@ pub struct NormalVcpu {
     written: usize,
     /// Whether the guest has the list registers of `image`, and may have changed them.
     lent: bool,
-    completion: Completion,
+    trapped: Trapped,
     set_way: SetWay,
 }
 
@@ -44,24 +44,42 @@ enum SetWay {
     Done { first: (u32, u64) },
 }
 
-/// How the instruction that trapped is completed when the answer is there.
+/// The last synchronous exception. It tells how the instruction is completed when the answer is there.
 #[derive(Clone, Copy, Debug, Default)]
-struct Completion {
-    /// Bytes from the trapped instruction to the next one; 0 for HVC, whose return address is the
-    /// next one already.
-    advance: u64,
-    /// Where the result of a load or register read goes.
-    destination: Option<Destination>,
-    /// Virtual address and kind of the access, in case that an abort is injected.
-    abort: Option<Injection>,
+struct Trapped {
+    esr: Esr,
+    /// `FAR_EL2`; of an abort only.
+    far: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Destination {
-    register: u8,
-    width: Width,
-    sign_extend: bool,
-    sixty_four: bool,
+impl Trapped {
+    /// Bytes from the program counter to the next instruction: none for HVC, whose return address that is.
+    fn advance(self) -> u64 {
+        if self.esr.class() == class::HVC64 { 0 } else { self.esr.instruction_bytes() }
+    }
+
+    /// Register and its new contents after a load, or a read of a system register, of `value`.
+    fn loaded(self, value: u64) -> Option<(u8, u64)> {
+        match self.esr.class() {
+            class::DATA_ABORT if !self.esr.is_write() => {
+                Some((self.esr.access_register(), self.esr.extend(value)))
+            }
+            class::SYSREG => {
+                let access = SysRegAccess::from_iss(self.esr.iss());
+                access.read.then_some((access.register, value))
+            }
+            _ => None,
+        }
+    }
+
+    /// What the guest takes when the access is answered by an external abort.
+    fn external_abort(self) -> Injection {
+        match self.esr.class() {
+            class::DATA_ABORT => Injection::DataAbort { far: self.far },
+            class::INSTRUCTION_ABORT => Injection::InstructionAbort { far: self.far },
+            _ => Injection::Undefined,
+        }
+    }
 }
 
 impl NormalVcpu {
@@ -78,7 +96,7 @@ impl NormalVcpu {
             image: LrImage::EMPTY,
             written: 0,
             lent: false,
-            completion: Completion::default(),
+            trapped: Trapped::default(),
             set_way: SetWay::Idle,
         }
     }
@@ -145,17 +163,13 @@ impl NormalVcpu {
     /// an entry of stage-2: then it can enter its guest again, and `None` is returned.
     pub fn decode(&mut self, vm: &Vm) -> Option<Exit> {
         let esr = Esr(read_sysreg!("esr_el2"));
-        self.completion = Completion { advance: esr.instruction_bytes(), ..Completion::default() };
+        self.trapped.esr = esr;
         if esr.class() != class::SYSREG {
             self.set_way = SetWay::Idle;
         }
         match esr.class() {
             class::WFX => Some(self.wait(WaitEnd::from_iss(esr.iss()))),
-            class::HVC64 => {
-                self.completion.advance = 0;
-                self.call(esr.iss() as u16)
-            }
-            class::SMC64 => self.call(esr.iss() as u16),
+            class::HVC64 | class::SMC64 => self.call(esr.iss() as u16),
             class::SYSREG => self.system_register(esr.iss(), vm),
             class::DATA_ABORT | class::INSTRUCTION_ABORT => self.abort(esr, vm),
             // Extensions that are not offered.
@@ -187,7 +201,7 @@ impl NormalVcpu {
         // What concerns the core itself is done here and now, before the vCPU may move.
         if let Some(result) = mitigation::call(self.context.x[0] as u32, self.context.x[1] as u32) {
             self.context.set_reg(0, result.cast_unsigned());
-            self.context.pc = self.context.pc.wrapping_add(self.completion.advance);
+            self.context.pc = self.context.pc.wrapping_add(self.trapped.advance());
             return None;
         }
         Some(Exit::Smccc { function: self.context.x[0] as u32 })
@@ -220,16 +234,10 @@ impl NormalVcpu {
             if access.read {
                 self.context.set_reg(access.register, value);
             }
-            self.context.pc = self.context.pc.wrapping_add(self.completion.advance);
+            self.context.pc = self.context.pc.wrapping_add(self.trapped.advance());
             return None;
         }
         let direction = if access.read {
-            self.completion.destination = Some(Destination {
-                register: access.register,
-                width: Width::Double,
-                sign_extend: false,
-                sixty_four: true,
-            });
             Access::Read
         } else {
             Access::Write(self.context.reg(access.register))
@@ -259,7 +267,7 @@ impl NormalVcpu {
             }
             self.set_way = SetWay::Done { first: operation };
         }
-        self.context.pc = self.context.pc.wrapping_add(self.completion.advance);
+        self.context.pc = self.context.pc.wrapping_add(self.trapped.advance());
         None
     }
 
@@ -267,11 +275,7 @@ impl NormalVcpu {
         let far = read_sysreg!("far_el2");
         let fetch = esr.class() == class::INSTRUCTION_ABORT;
         let write = !fetch && esr.is_write();
-        self.completion.abort = Some(if fetch {
-            Injection::InstructionAbort { far }
-        } else {
-            Injection::DataAbort { far }
-        });
+        self.trapped.far = far;
         let ipa = esr::fault_ipa(read_sysreg!("hpfar_el2"), far);
         if !esr.is_stage2_fault() {
             return Some(other_abort(esr, ipa, far, write));
@@ -284,43 +288,26 @@ impl NormalVcpu {
                 Err(cause) => return Some(Exit::Fatal(cause)),
             }
         }
-        match esr.access() {
-            Some(access) if !fetch && !esr.is_stage1_walk() => {
-                Some(Exit::Mmio(self.mmio(ipa, access)))
-            }
-            _ => Some(Exit::Stage2Fault { ipa, fetch, write }),
+        if fetch || esr.is_stage1_walk() || !esr.has_access() {
+            return Some(Exit::Stage2Fault { ipa, fetch, write });
         }
-    }
-
-    fn mmio(&mut self, ipa: Ipa, access: esr::Access) -> MmioAccess {
-        let width = match access.size {
-            1 => Width::Byte,
-            2 => Width::Half,
-            4 => Width::Word,
-            _ => Width::Double,
-        };
-        let direction = if access.write {
-            Access::Write(self.context.reg(access.register) & width.mask())
+        let width = esr.access_width();
+        let access = if write {
+            Access::Write(self.context.reg(esr.access_register()) & width.mask())
         } else {
-            self.completion.destination = Some(Destination {
-                register: access.register,
-                width,
-                sign_extend: access.sign_extend,
-                sixty_four: access.sixty_four,
-            });
             Access::Read
         };
-        MmioAccess { ipa, width, access: direction }
+        Some(Exit::Mmio(MmioAccess { ipa, width, access }))
     }
 
     /// Applies an answer to the registers. What concerns more than them (power, waiting, stopping)
     /// is the run loop's; it is completed here only as far as the instruction itself goes.
     pub fn resume(&mut self, resume: &Resume) {
-        let Completion { advance, destination, abort } = self.completion;
+        let trapped = self.trapped;
         match *resume {
             Resume::Read(value) => {
-                if let Some(destination) = destination {
-                    self.context.set_reg(destination.register, destination.extend(value));
+                if let Some((register, value)) = trapped.loaded(value) {
+                    self.context.set_reg(register, value);
                 }
             }
             Resume::Results(values) => self.context.x[..4].copy_from_slice(&values),
@@ -333,12 +320,12 @@ impl NormalVcpu {
                 return;
             }
             Resume::InjectExternalAbort => {
-                el1::inject(&mut self.context, abort.unwrap_or(Injection::Undefined));
+                el1::inject(&mut self.context, trapped.external_abort());
                 return;
             }
             _ => return,
         }
-        self.context.pc = self.context.pc.wrapping_add(advance);
+        self.context.pc = self.context.pc.wrapping_add(trapped.advance());
     }
 
     /// Where the vCPU is, for reports: program counter and processor state.
@@ -382,17 +369,4 @@ fn context_at_reset(pc: u64, x0: u64) -> GuestContext {
     let mut context = GuestContext { pc, pstate: PSTATE_RESET, ..GuestContext::default() };
     context.set_reg(0, x0);
     context
-}
-
-impl Destination {
-    /// Makes a register value of the zero-extended `value`.
-    fn extend(self, value: u64) -> u64 {
-        let value = value & self.width.mask();
-        if !self.sign_extend {
-            return value;
-        }
-        let unused = 64 - 8 * self.width.bytes() as u32;
-        let extended = ((value << unused).cast_signed() >> unused).cast_unsigned();
-        if self.sixty_four { extended } else { extended & 0xffff_ffff }
-    }
 }

@@ -242,24 +242,26 @@ impl Vcpu {
     /// Enters the guest and tells why it came back; `None` if that is dealt with already.
     pub fn enter(&mut self) -> Option<Exit> {
         let before = timer::now_ticks();
-        let (exit, after) = match &mut self.kind {
+        let after;
+        let exit = match &mut self.kind {
             Kind::Normal(vcpu) => {
                 let trap = vcpu.enter();
-                let after = timer::now_ticks();
-                let exit = normal_exit(vcpu, trap, self.vm);
-                if exit.is_some() {
-                    vcpu.store();
-                    self.ready = false;
-                }
-                (exit, after)
+                after = timer::now_ticks();
+                normal_exit(vcpu, trap, self.vm)
             }
             Kind::Rec(vcpu) => {
                 let raw = vcpu.enter();
-                let after = timer::now_ticks();
+                after = timer::now_ticks();
                 self.ready = false;
-                (vcpu.exit(raw, self.vm), after)
+                vcpu.exit(raw, self.vm)
             }
         };
+        if exit.is_some() {
+            self.ready = false;
+            if let Kind::Normal(vcpu) = &mut self.kind {
+                vcpu.store();
+            }
+        }
         // What was dealt with at once counts as a memory fault that was mended.
         let cause = exit.as_ref().map_or((Cause::Fault, 0), Cause::of);
         self.vm.stats.count(self.id, cause.0, after.wrapping_sub(before));
