@@ -42,23 +42,31 @@ pub fn init(rme: bool, ram: &[PhysRange]) {
     });
 }
 
-/// Warns of RAM that the RMM does not know granule by granule: realms cannot be made from it.
+/// Keeps RAM that the RMM does not know granule by granule out of what realms are made from.
 fn check_tracking(rmm: &Rmm<'_, Smc>, ram: &[PhysRange]) {
     for range in ram {
         let mut at = range.start;
         while at < range.end {
-            match rmm.tracking(at, range.end) {
-                Ok((Tracking::Fine, upto)) => at = upto,
+            at = match rmm.tracking(at, range.end) {
+                Ok((Tracking::Fine, upto)) => upto,
                 Ok((tracking, upto)) => {
-                    log::warn!("RMM's tracking of {}: {tracking:?}", PhysRange::new(at, upto));
-                    at = upto;
+                    forbid_delegation(PhysRange::new(at, upto), format_args!("{tracking:?}"));
+                    upto
                 }
                 Err(error) => {
-                    log::warn!("RMM's tracking of {}: {error}", PhysRange::new(at, range.end));
-                    break;
+                    forbid_delegation(PhysRange::new(at, range.end), format_args!("{error}"));
+                    range.end
                 }
-            }
+            };
         }
+    }
+}
+
+fn forbid_delegation(range: PhysRange, tracking: fmt::Arguments<'_>) {
+    let reserved = ledger().forbid_delegation(range);
+    log::warn!("no realms from {range}: RMM's tracking there: {tracking}");
+    if reserved != 0 {
+        log::warn!("{reserved} granules of it serve nobody: realms can have the RAM beside them");
     }
 }
 

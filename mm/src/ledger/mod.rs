@@ -258,6 +258,41 @@ impl<'m> Ledger<'m> {
         Ok(reserved)
     }
 
+    /// Keeps `range`, which the RMM cannot take granules from, out of what needs the RMM: a part of RAM
+    /// that lies in it as a whole serves normal VMs alone from now on, and what is free in it of another
+    /// part is reserved. Returns the number of granules reserved.
+    ///
+    /// What is in use there stays so, and serves anybody when it is free again.
+    pub fn forbid_delegation(&self, range: PhysRange) -> u64 {
+        let (first, count) = range.granules_touched();
+        let mut inner = self.inner.lock();
+        let mut reserved = 0;
+        for index in 0..inner.regions.len() {
+            if let Some(region) = inner.regions.get_mut(index)
+                && first <= region.first
+                && region.first + region.count <= first + count
+            {
+                region.delegable = false;
+                continue;
+            }
+            if inner.regions.get(index).is_none_or(|region| !region.delegable) {
+                continue;
+            }
+            let Some(mut view) = inner.view(index) else { continue };
+            let (mut at, end) = view.overlap(first, count);
+            while at < end {
+                let Some(block) = view.block_of(at) else { break };
+                let piece = block.end().min(end) - at;
+                if block.state == GranuleState::Free {
+                    view.set(at, piece, GranuleState::Reserved(Use::Firmware));
+                    reserved += piece;
+                }
+                at += piece;
+            }
+        }
+        reserved
+    }
+
     /// Gives whole granules that were reserved for `used_for` to the allocator.
     ///
     /// # Errors

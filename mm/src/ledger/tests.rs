@@ -112,6 +112,25 @@ fn reserving_twice_keeps_the_first_reason() {
 }
 
 #[test]
+fn what_the_rmm_does_not_track_is_not_for_realms() {
+    let ram = [range(0x4000_0000, 0x4000_8000), range(0x8000_0000, 0x8000_8000)];
+    let ledger = ledger(&ram);
+    let used = ledger.alloc(0, Use::Realm, Owner::vm(1)).expect("memory");
+    // All of the upper part, and three granules of the lower one, of which one is in use.
+    assert_eq!(ledger.forbid_delegation(range(0x8000_0000, 0x9000_0000)), 0);
+    assert_eq!(ledger.forbid_delegation(range(0x3000_0000, 0x4000_2001)), 2);
+    let realms = [(); 5].map(|()| ledger.alloc(0, Use::Realm, Owner::vm(1)).expect("memory"));
+    assert!(realms.iter().all(|frames| (0x4000_3000..0x4000_8000).contains(&frames.base().get())));
+    assert!(ledger.alloc(0, Use::Realm, Owner::vm(1)).is_err());
+    let normal = ledger.alloc(3, Use::VmMemory, Owner::vm(2)).expect("memory");
+    assert_eq!(normal.base(), PhysAddr::new(0x8000_0000));
+    for frames in realms.into_iter().chain([used, normal]) {
+        ledger.free(frames);
+    }
+    assert_eq!(ledger.census().free(), 14);
+}
+
+#[test]
 fn bad_layouts_are_refused() {
     let overlapping = [range(0x1000, 0x3000), range(0x2000, 0x4000)];
     assert!(matches!(Ledger::metadata_words(&overlapping, LIMIT), Err(LayoutError::Overlap(_))));
