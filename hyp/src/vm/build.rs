@@ -11,18 +11,19 @@ use crate::arch::smc::Smc;
 use crate::arch::sysreg::{read_sysreg, write_sysreg};
 use crate::arch::{cpu, timer, tlb, vgic_hw};
 use crate::entropy::{self, MachineEntropy};
-use crate::irq;
 use crate::run::{self, SCHEDULER};
 use crate::sync::Lock;
+use crate::{cores, irq};
 use arrayvec::ArrayVec;
 use cca_host::Rec;
+use core::fmt;
 use core::sync::atomic::Ordering;
 use mm::Ipa;
 use mm::stage2::{Geometry, PaRange, VmidBits};
 use sched::{Budget, CoreSet, Params};
 use spin::Once;
 use vmm_services::loader::{self, FDT_MAX};
-use vmm_services::manifest::{Bundle, VirtioDevice, VmKind, VmSpec};
+use vmm_services::manifest::{Bundle, MIN_BUDGET_US, VirtioDevice, VmKind, VmSpec};
 use vmm_services::vgic::{HardwarePpi, VgicConfig};
 use vmm_services::vm::{Endpoints, RealmConfig, ServicesConfig};
 use vmm_services::{Entropy, EntropyError, MAX_VCPUS, VcpuId, VmServices, layout};
@@ -31,6 +32,9 @@ use vmm_services::{Entropy, EntropyError, MAX_VCPUS, VcpuId, VmServices, layout}
 const IPA_BITS: u32 = 40;
 /// Time slice of every vCPU in nanoseconds.
 const SLICE_NS: u64 = 10_000_000;
+
+// What a bundle may ask for, the scheduler does.
+const _: () = assert!(MIN_BUDGET_US as u64 * 1000 >= sched::MIN_NS);
 
 /// Shape of the stage-2 tables of all normal VMs, and their `VTCR_EL2`.
 static STAGE2: Once<(Geometry, u64)> = Once::new();
@@ -125,6 +129,7 @@ fn build(vm: &'static Vm) -> Result<(), Reason> {
 pub fn begin(vm: &'static Vm) -> Result<(), Reason> {
     let (spec, bundle) = source(vm)?;
     check_entropy(spec)?;
+    check_affinity(spec)?;
     disks::build(vm, spec, bundle)?;
     let space = match spec.kind {
         VmKind::Vm => Space::Population(begin_normal(vm, spec)?),
@@ -339,6 +344,31 @@ fn add_vcpu(vm: &'static Vm, spec: &VmSpec<'_>, id: VcpuId, kind: Kind) -> Resul
     vm.life.enrol(id.index(), entity);
     vcpu::fill(entity, Vcpu::new(vm, id, kind))
         .ok_or_else(|| Reason::new(format_args!("{id}: no place for another vCPU")))
+}
+
+/// Refuses a VM that may run only on cores that are not up: it would wait for ever.
+fn check_affinity(spec: &VmSpec<'_>) -> Result<(), Reason> {
+    let up = CoreSet::from_bits(cores::online_mask());
+    match spec.affinity.map(CoreSet::from_bits) {
+        Some(wanted) if wanted.intersection(up).is_empty() => Err(Reason::new(format_args!(
+            "none of the cores of its affinity is up; {} up: {}",
+            if up.iter().count() == 1 { "this one is" } else { "these are" },
+            Cores(up)
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Cores as a list of numbers.
+struct Cores(CoreSet);
+
+impl fmt::Display for Cores {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().enumerate().try_for_each(|(place, core)| {
+            let separator = if place == 0 { "" } else { ", " };
+            write!(f, "{separator}{}", core.index())
+        })
+    }
 }
 
 /// Refuses a VM that is to have random numbers on a machine without a source of them.

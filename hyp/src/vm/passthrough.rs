@@ -4,6 +4,7 @@
 //! What may be given away is decided by [`vmm_services::passthrough`]; here is who has what.
 
 use super::{Reason, Space, Vm};
+use crate::cores;
 use crate::irq::{self, IrqError};
 use crate::run;
 use crate::sync::Lock;
@@ -94,12 +95,13 @@ fn enable(vm: &Vm, intid: u32, trigger: passthrough::Trigger) -> Result<(), IrqE
     if let Some(services) = vm.services.lock().as_mut() {
         services.vgic_mut().tie_spi(intid, trigger == passthrough::Trigger::Level);
     }
-    // It is taken on the first core that the VM may run on.
-    let affinity = vm.spec().and_then(|spec| spec.affinity).unwrap_or(1);
+    // It is taken on the first core that the VM may run on and that is up.
+    let affinity = vm.spec().and_then(|spec| spec.affinity).unwrap_or(u32::MAX);
+    let core = (affinity & cores::online_mask()).trailing_zeros() as usize;
     let (word, bit) = word_and_bit(intid);
     RAISED.get(word).ok_or(refused)?.fetch_and(!bit, Ordering::Relaxed);
     OWNERS.get(intid as usize).ok_or(refused)?.store(vm.index + 1, Ordering::Release);
-    irq::give_spi(intid, affinity.trailing_zeros() as usize, trigger)
+    irq::give_spi(intid, core, trigger)
 }
 
 fn word_and_bit(intid: u32) -> (usize, u32) {

@@ -17,10 +17,11 @@ use sched::lifecycle::VcpuStatus;
 use sched::{CoreId, CoreSet, EntityId};
 use vmm_services::VcpuId;
 use vmm_services::exit::{Exit, FatalCause, Registers, Resume, StopReason};
+use vmm_services::manifest;
 use vmm_services::vgic::{LrImage, Vgic};
 
 /// Most vCPUs of all VMs together.
-pub const MAX_ENTITIES: usize = 32;
+pub const MAX_ENTITIES: usize = manifest::MAX_VCPUS_IN_ALL;
 
 static SLOTS: LateArray<VcpuSlot, MAX_ENTITIES> = LateArray::new();
 

@@ -98,6 +98,8 @@ pub enum Fault {
     },
     /// More VMs than [`super::MAX_VMS`], or none.
     VmCount,
+    /// More vCPUs in all than [`super::MAX_VCPUS_IN_ALL`] up to this VM.
+    VcpuCount,
     /// More than so many.
     TooMany(usize),
     /// Two VMs have the same name.
@@ -141,6 +143,9 @@ impl fmt::Display for Fault {
                 write!(f, "checksum is {found:#010x}, expected {expected:#010x}")
             }
             Self::VmCount => write!(f, "must have 1 to {} VMs", super::MAX_VMS),
+            Self::VcpuCount => {
+                write!(f, "more than {} vCPUs in all VMs", super::MAX_VCPUS_IN_ALL)
+            }
             Self::TooMany(most) => write!(f, "more than {most}"),
             Self::DuplicateName => f.write_str("name is used twice"),
             Self::DuplicateAddress => f.write_str("another device on the switch has it"),

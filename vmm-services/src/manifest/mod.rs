@@ -32,6 +32,10 @@ pub const MAX_NAME: usize = 31;
 pub const MAX_CMDLINE: usize = 2048;
 /// How often a VM is started again after resets unless its bundle says otherwise.
 pub const DEFAULT_RESETS: u32 = 8;
+/// Most vCPUs of all VMs of a bundle together.
+pub const MAX_VCPUS_IN_ALL: usize = 32;
+/// Smallest budget in microseconds: less would go into switching.
+pub const MIN_BUDGET_US: u32 = 10;
 /// Priorities are below this.
 pub const PRIORITIES: u32 = 16;
 /// Most granules that stay delegated between realms.

@@ -6,8 +6,8 @@ use super::net;
 use super::{
     BlockSpec, Budget, Bundle, Conversions, DEFAULT_RESETS, Devices, Expect, Fault, FaultSize,
     HashAlgorithm, ImageRef, KernelFormat, MAX_CMDLINE, MAX_NAME, MAX_POOL, MAX_TREE,
-    ManifestError, PRIORITIES, Placement, Populate, Property, RealmSpec, SelfTest, VirtioDevice,
-    VmKind, VmSpec,
+    MAX_VCPUS_IN_ALL, MIN_BUDGET_US, ManifestError, PRIORITIES, Placement, Populate, Property,
+    RealmSpec, SelfTest, VirtioDevice, VmKind, VmSpec,
 };
 use crate::crc32::Update;
 use crate::fdt::{self, Fdt, Node, Overlay};
@@ -106,6 +106,10 @@ pub(super) fn bundle(bytes: &[u8], crc: Update) -> Result<'_, Bundle<'_>> {
         let vm = vm(&at, &images)?;
         if bundle.vms.iter().any(|other| other.name == vm.name) {
             return Err(at.fault("", Fault::DuplicateName));
+        }
+        let vcpus: usize = bundle.vms.iter().map(|other| other.vcpus).sum();
+        if vcpus + vm.vcpus > MAX_VCPUS_IN_ALL {
+            return Err(at.fault(VCPUS, Fault::VcpuCount));
         }
         bundle.vms.try_push(vm).map_err(|_| root.fault(VMS, Fault::VmCount))?;
     }
@@ -345,8 +349,9 @@ fn budget<'a>(at: &At<'a>) -> Result<'a, Option<Budget>> {
         (true, false) => Err(at.fault(BUDGET_US, Fault::Conflict(PERIOD_US))),
         (false, true) => Err(at.fault(PERIOD_US, Fault::Conflict(BUDGET_US))),
         (true, true) => {
-            let period = at.number_within(PERIOD_US, 1, PERIOD_MAX_US)?;
-            let budget = at.number_within(BUDGET_US, 1, period)?;
+            let least = u64::from(MIN_BUDGET_US);
+            let period = at.number_within(PERIOD_US, least, PERIOD_MAX_US)?;
+            let budget = at.number_within(BUDGET_US, least, period)?;
             Ok(Some(Budget { budget_us: budget as u32, period_us: period as u32 }))
         }
     }

@@ -128,7 +128,13 @@ fn faults_of_a_vm_are_named() {
         (vm().with(cell(PRIORITY, 16)), PRIORITY, range(16, 0, 15)),
         (vm().with(cell(BUDGET_US, 5)), BUDGET_US, Fault::Conflict(PERIOD_US)),
         (vm().with(cell(PERIOD_US, 5)), PERIOD_US, Fault::Conflict(BUDGET_US)),
-        (vm().with(cell(PERIOD_US, 5)).with(cell(BUDGET_US, 6)), BUDGET_US, range(6, 1, 5)),
+        (vm().with(cell(PERIOD_US, 50)).with(cell(BUDGET_US, 60)), BUDGET_US, range(60, 10, 50)),
+        (vm().with(cell(PERIOD_US, 50)).with(cell(BUDGET_US, 9)), BUDGET_US, range(9, 10, 50)),
+        (
+            vm().with(cell(PERIOD_US, 9)).with(cell(BUDGET_US, 9)),
+            PERIOD_US,
+            range(9, 10, 10_000_000),
+        ),
         (vm().with(cell(AFFINITY, 0)), AFFINITY, range(0, 1, u64::from(u32::MAX))),
         (vm().with(cell(REPEAT, 0)), REPEAT, range(0, 1, 1_000_000)),
         (vm().with(text(EXPECT, "maybe")), EXPECT, Fault::BadValue),
@@ -233,6 +239,14 @@ fn names_must_be_good_and_unique() {
     assert_eq!(refusal(&bundle(&[])).2, Fault::VmCount);
     let many: Vec<Vm> = (0..17).map(|i| Vm::ordinary(&["v", &i.to_string()].concat())).collect();
     assert_eq!(refusal(&bundle(&many)), ("/".into(), VMS.into(), Fault::VmCount));
+    let vcpus = |name| {
+        let mut vm = Vm::ordinary(name);
+        vm.props.retain(|prop| prop.0 != VCPUS);
+        vm.with(cell(VCPUS, 16))
+    };
+    let many = bundle(&[vcpus("a"), vcpus("b"), Vm::ordinary("c")]);
+    assert_eq!(refusal(&many), ("c".into(), VCPUS.into(), Fault::VcpuCount));
+    assert!(Bundle::parse(&bundle(&[vcpus("a"), vcpus("b")])).is_ok());
 }
 
 #[test]

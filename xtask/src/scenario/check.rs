@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use toml::Spanned;
-use vmm_services::manifest::{MAX_NAME, MAX_POOL, MAX_VMS};
+use vmm_services::manifest::{MAX_NAME, MAX_POOL, MAX_VCPUS_IN_ALL, MAX_VMS, MIN_BUDGET_US};
 
 use super::channels;
 use super::format::{self, Expect, File, Kind, Populate};
@@ -302,8 +302,11 @@ fn check_budget(source: &mut Source<'_>, vm: &format::Vm) -> Option<(u32, u32)> 
             None
         }
         (Some(budget), Some(period)) => {
-            if *budget.get_ref() == 0 || budget.get_ref() > period.get_ref() {
-                source.refuse(&budget.span(), "the budget is above 0 and at most the period");
+            if *budget.get_ref() < MIN_BUDGET_US || budget.get_ref() > period.get_ref() {
+                source.refuse(
+                    &budget.span(),
+                    format!("the budget is at least {MIN_BUDGET_US} us and at most the period"),
+                );
             }
             Some((*budget.get_ref(), *period.get_ref()))
         }
@@ -382,6 +385,7 @@ fn between_vms(source: &mut Source<'_>, machine: Machine, vms: &[Spanned<format:
     let mut names = BTreeMap::new();
     let available = machine.memory.0.saturating_sub(RESERVED.0);
     let mut sum = 0_u64;
+    let mut vcpus = 0;
     for vm in vms.iter().map(Spanned::get_ref) {
         if let Some(line) = names.get(vm.name.get_ref()) {
             let reason = format!("the VM of line {line} is called \"{}\" too", vm.name.get_ref());
@@ -398,6 +402,15 @@ fn between_vms(source: &mut Source<'_>, machine: Machine, vms: &[Spanned<format:
                      for firmware, hypervisor and bundle",
                     Size(sum),
                     machine.memory,
+                ),
+            );
+        }
+        vcpus += vm.vcpus.get_ref().min(&MAX_VCPUS);
+        if vcpus > MAX_VCPUS_IN_ALL as u32 {
+            source.refuse(
+                &vm.vcpus.span(),
+                format!(
+                    "the VMs so far have {vcpus} vcpus, the hypervisor runs {MAX_VCPUS_IN_ALL}"
                 ),
             );
         }

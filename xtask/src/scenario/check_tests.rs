@@ -161,11 +161,20 @@ fn more_memory_than_the_machine_has() {
 fn scheduling() {
     refused(&format!("{HEAD}vcpus = 0\n"), 10, "1 to 16 vcpus");
     refused(&format!("{HEAD}vcpus = 17\n"), 10, "1 to 16 vcpus");
+    let vm = |name, vcpus| {
+        format!(
+            "[[vm]]\nname = \"{name}\"\nkind = \"vm\"\nmemory = \"2M\"\n\
+             kernel = \"setup:linux\"\nvcpus = {vcpus}\n"
+        )
+    };
+    let full = format!("{HEAD}vcpus = 16\n{}", vm("b", 16));
+    assert!(run(&full).is_ok());
+    refused(&format!("{full}{}", vm("c", 1)), 22, "so far have 33 vcpus, the hypervisor runs 32");
     refused(&format!("{HEAD}priority = 16\n"), 10, "0 to 15");
     refused(&format!("{HEAD}budget-us = 5\n"), 10, "go together");
     refused(&format!("{HEAD}period-us = 5\n"), 10, "go together");
     refused(&format!("{HEAD}budget-us = 6\nperiod-us = 5\n"), 10, "at most the period");
-    refused(&format!("{HEAD}budget-us = 0\nperiod-us = 5\n"), 10, "above 0");
+    refused(&format!("{HEAD}budget-us = 9\nperiod-us = 50\n"), 10, "at least 10 us");
     refused(&format!("{HEAD}affinity = [2]\n"), 10, "core 2 in a machine of 2 cpus");
     refused(&format!("{HEAD}affinity = []\n"), 10, "at least one core");
     refused(&format!("{HEAD}repeat = 0\n"), 10, "at least once");
