@@ -127,10 +127,10 @@ fn build(vm: &'static Vm) -> Result<(), Reason> {
 ///
 /// Why it is refused. What there is has to be taken apart.
 pub fn begin(vm: &'static Vm) -> Result<(), Reason> {
-    let (spec, bundle) = source(vm)?;
+    let (spec, _) = source(vm)?;
     check_entropy(spec)?;
     check_affinity(spec)?;
-    disks::build(vm, spec, bundle)?;
+    disks::begin(vm, spec)?;
     let space = match spec.kind {
         VmKind::Vm => Space::Population(begin_normal(vm, spec)?),
         VmKind::Realm(_) => {
@@ -149,6 +149,9 @@ pub fn begin(vm: &'static Vm) -> Result<(), Reason> {
 /// As for [`begin`].
 pub fn advance(vm: &'static Vm) -> Result<bool, Reason> {
     let (spec, bundle) = source(vm)?;
+    if disks::step(vm, bundle) {
+        return Ok(false);
+    }
     let progress = match &mut *vm.space.lock() {
         Space::Population(population) => population.step(&vm.vmid, bundle)?,
         Space::Construction(_) => Progress::NeedsImage,

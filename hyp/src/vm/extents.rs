@@ -60,19 +60,6 @@ pub struct Extents<const N: usize> {
 }
 
 impl<const N: usize> Extents<N> {
-    /// Takes zeroed granules; see [`Self::take`].
-    ///
-    /// # Errors
-    ///
-    /// As for [`Self::take`].
-    pub fn new(used_for: Use, owner: Owner, start: u64, bytes: u64) -> Result<Self, ExtentsError> {
-        let mut extents = Self::take(used_for, owner, start, bytes)?;
-        for extent in &mut extents.list {
-            bulk::zero(phys::bytes_mut(&mut extent.frames));
-        }
-        Ok(extents)
-    }
-
     /// Takes granules for `bytes` bytes, rounded up to whole pages, whose addresses begin with
     /// `start`. They hold what earlier owners left: [`Self::zero`] has to come before any guest. Takes
     /// the largest blocks that are free and aligned in both spaces. If there is not enough, the granules
