@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use rmm::abi::{Status, fid};
 use rmm::host::{Config, Cpu, Machine, Stop};
-use rmm::v2::{Abi, Rmi2, fid as fid2};
+use rmm::v2::{Abi, Draft, Rmi2, fid as fid2};
 use rmm::{GRANULE_SIZE, Pa};
 
 /// x0 of a command that succeeded.
@@ -45,6 +45,11 @@ pub(crate) fn descriptors(pages: &[Pa]) -> Params {
     list
 }
 
+/// The state of undelegated memory in descriptors of a draft: bit 63, in late drafts 1 in bits 63:62.
+pub(crate) fn undelegated(draft: Draft) -> u64 {
+    if draft == Draft::Late { 1 << 62 } else { 1 << 63 }
+}
+
 /// The descriptor of one delegated page.
 pub(crate) fn page_descriptor(pa: Pa) -> u64 {
     pa.0 | 1 << 2
@@ -71,6 +76,8 @@ pub(crate) struct Host {
     pub(crate) machine: Machine,
     next: Cell<u64>,
     stateful: bool,
+    /// State of undelegated memory in a descriptor.
+    undelegated: u64,
 }
 
 /// A page to fill field by field.
@@ -149,7 +156,7 @@ impl Exit {
 impl Host {
     pub(crate) fn new() -> Self {
         let machine = Machine::new(Config::default());
-        Self { machine, next: Cell::new(0), stateful: false }
+        Self { machine, next: Cell::new(0), stateful: false, undelegated: 0 }
     }
 
     /// A machine whose monitor speaks 2.0 and is active.
@@ -162,7 +169,8 @@ impl Host {
     /// A machine whose monitor speaks 2.0 and is not active yet.
     pub(crate) fn inactive(rmi2: Rmi2) -> Self {
         let machine = Machine::new(Config { abi: Abi::V2_0(rmi2), ..Config::default() });
-        Self { machine, next: Cell::new(0), stateful: true }
+        let undelegated = undelegated(rmi2.draft);
+        Self { machine, next: Cell::new(0), stateful: true, undelegated }
     }
 
     /// A machine whose realms run `guest`.
@@ -325,7 +333,7 @@ impl Host {
             let (given, rest) = left.split_at(count as usize);
             let mut descriptor = given[0].0 | count << 2;
             if request & UNDELEGATED != 0 {
-                descriptor |= 1 << 63;
+                descriptor |= self.undelegated;
             } else {
                 given.iter().for_each(|pa| self.delegate(*pa));
             }

@@ -5,16 +5,17 @@ use std::thread;
 
 use rmm::abi::fid;
 use rmm::host::{Census, Config, Machine};
-use rmm::v2::{Rmi2, fid as fid2};
+use rmm::v2::{Draft, Rmi2, fid as fid2};
 use rmm::{GranuleState, Pa};
 
-use crate::harness::{Host, INCOMPLETE, OK, Params, RECLAIM, Random, Realm, rec_params};
+use crate::harness::{
+    Host, INCOMPLETE, OK, Params, RECLAIM, Random, Realm, rec_params, undelegated,
+};
 
 /// Pages that the threads fight about.
 const PAGES: u64 = 48;
 const THREADS: u64 = 4;
 const SINGLE: u64 = 1;
-const UNDELEGATED: u64 = 1 << 63;
 /// Contexts, few enough to run out.
 const CONTEXTS: usize = 6;
 
@@ -55,8 +56,9 @@ fn disturb(machine: &Machine, shared: Shared, own: Pa, seed: u64) {
             7 => call(machine, fid::REC_ENTER, [shared.rec.0, own.0, 0, 0, 0]),
             8 => call(machine, fid::REC_CREATE, [rd, pa, shared.rec_params.0, 0, 0]),
             9 | 10 => {
-                let state = random.below(2) * UNDELEGATED;
-                let descriptor = pa | count.min(6) << 2 | state;
+                let state = random.below(2) * undelegated(Draft::Late);
+                let count = if random.below(2) == 0 { 1 } else { count.min(6) };
+                let descriptor = pa | count << 2 | state;
                 machine.write(own.offset(4096), &descriptor.to_le_bytes()).unwrap();
                 let args = [handle, own.offset(4096).0, 1, 0, 0];
                 call(machine, fid2::OP_MEM_DONATE, args)
@@ -74,10 +76,11 @@ fn disturb(machine: &Machine, shared: Shared, own: Pa, seed: u64) {
 /// Brings the operation to its end, whatever it waits for.
 fn finish(host: &Host, handle: u64) {
     let (list, bad) = (host.alloc(1), host.page(&Params::new().set(0, 0x1000 | 1 << 2)));
-    let undelegated = host.page(&Params::new().set(0, 0x1000 | 1 << 2 | UNDELEGATED));
+    let state = undelegated(Draft::Late);
+    let other = host.page(&Params::new().set(0, 0x1000 | 1 << 2 | state));
     for _ in 0..4 {
         host.status(fid2::OP_MEM_DONATE, [handle, bad.0, 1]);
-        host.status(fid2::OP_MEM_DONATE, [handle, undelegated.0, 1]);
+        host.status(fid2::OP_MEM_DONATE, [handle, other.0, 1]);
         host.status(fid2::OP_CANCEL, [handle]);
         host.status(fid2::OP_MEM_RECLAIM, [handle, list.0, 512]);
         host.status(fid2::OP_CONTINUE, [handle, 0]);
