@@ -62,10 +62,6 @@ impl Console {
         }
     }
 
-    fn write_byte(&mut self, byte: u8) {
-        self.uart.write(byte);
-    }
-
     /// Writes text that does not go into a line that somebody else has begun.
     fn write_apart(&mut self, args: fmt::Arguments<'_>) {
         // Writing to the UART does not fail.
@@ -107,14 +103,15 @@ impl Console {
 
 impl Write for Console {
     fn write_str(&mut self, s: &str) -> fmt::Result {
-        for byte in s.bytes() {
-            if byte == b'\n' {
-                self.write_byte(b'\r');
+        for piece in s.split_inclusive('\n') {
+            match piece.strip_suffix('\n') {
+                None => self.uart.write(piece.as_bytes()),
+                Some(line) => {
+                    self.uart.write(line.as_bytes());
+                    self.uart.write(b"\r\n");
+                }
             }
-            self.write_byte(byte);
-        }
-        if let Some(last) = s.bytes().last() {
-            self.at_start = last == b'\n';
+            self.at_start = piece.ends_with('\n');
         }
         Ok(())
     }
@@ -226,7 +223,7 @@ pub fn end_bottom_line() {
 /// Rings the terminal's bell.
 pub fn ring_bell() {
     if let Some(console) = CONSOLE.lock().as_mut() {
-        console.write_byte(BELL);
+        console.uart.write(&[BELL]);
     }
 }
 
@@ -235,9 +232,9 @@ pub fn write_raw(byte: u8) {
     if let Some(console) = CONSOLE.lock().as_mut() {
         // Guests that print no carriage return mean one.
         if byte == b'\n' && !console.raw_return {
-            console.write_byte(b'\r');
+            console.uart.write(b"\r");
         }
-        console.write_byte(byte);
+        console.uart.write(&[byte]);
         console.raw_return = byte == b'\r';
         console.at_start = byte == b'\n';
         console.raw_tail = byte != b'\n';

@@ -79,21 +79,21 @@ impl Uart {
         }
     }
 
-    /// Sends a byte, as soon as there is room for it.
-    pub fn write(&mut self, byte: u8) {
+    /// Sends bytes, each as soon as there is room for it.
+    pub fn write(&mut self, bytes: &[u8]) {
         match self {
-            Self::Pl011(uart) => {
+            Self::Pl011(uart) => bytes.iter().for_each(|byte| {
                 while uart.is_tx_fifo_full() {
                     core::hint::spin_loop();
                 }
-                uart.write_word(byte);
-            }
-            Self::Ns16550(uart) => {
+                uart.write_word(*byte);
+            }),
+            Self::Ns16550(uart) => bytes.iter().for_each(|byte| {
                 while !uart.can_write() {
                     core::hint::spin_loop();
                 }
-                uart.write(byte);
-            }
+                uart.write(*byte);
+            }),
         }
     }
 

@@ -265,7 +265,9 @@ impl VmMemory {
     ///
     /// The first address that is not there; `buf` is unspecified then.
     pub fn read(&mut self, slot: &VmidSlot, ipa: Ipa, buf: &mut [u8]) -> Result<(), MemoryFault> {
-        self.touch(slot, ipa, buf.len())?;
+        if self.on_demand {
+            self.touch(slot, ipa, buf.len())?;
+        }
         self.ram.read(ipa.get(), buf).map_err(|at| MemoryFault { ipa: Ipa::new(at) })
     }
 
@@ -275,7 +277,9 @@ impl VmMemory {
     ///
     /// The first address that is not there; what lies before may be written.
     pub fn write(&mut self, slot: &VmidSlot, ipa: Ipa, data: &[u8]) -> Result<(), MemoryFault> {
-        self.touch(slot, ipa, data.len())?;
+        if self.on_demand {
+            self.touch(slot, ipa, data.len())?;
+        }
         self.ram.write(ipa.get(), data).map_err(|at| MemoryFault { ipa: Ipa::new(at) })
     }
 

@@ -114,12 +114,11 @@ struct Lossy<'a>(&'a [u8]);
 impl fmt::Display for Lossy<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for chunk in self.0.utf8_chunks() {
-            for text in chunk.valid().split_inclusive(is_terminal_control) {
-                let shown = text.strip_suffix(is_terminal_control);
-                f.write_str(shown.unwrap_or(text))?;
-                if shown.is_some() {
-                    f.write_char(char::REPLACEMENT_CHARACTER)?;
-                }
+            // Most lines are ASCII, and not looked at character by character.
+            if chunk.valid().is_ascii() {
+                f.write_str(chunk.valid())?;
+            } else {
+                write_without_controls(f, chunk.valid())?;
             }
             if !chunk.invalid().is_empty() {
                 f.write_char(char::REPLACEMENT_CHARACTER)?;
@@ -129,7 +128,18 @@ impl fmt::Display for Lossy<'_> {
     }
 }
 
-/// Whether terminals take a character as a command. Those of ASCII do not come here, but for tabs.
+fn write_without_controls(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    for text in text.split_inclusive(is_terminal_control) {
+        let shown = text.strip_suffix(is_terminal_control);
+        f.write_str(shown.unwrap_or(text))?;
+        if shown.is_some() {
+            f.write_char(char::REPLACEMENT_CHARACTER)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether terminals take a character beyond ASCII as a command.
 fn is_terminal_control(character: char) -> bool {
-    character.is_control() && character != '\t'
+    ('\u{80}'..='\u{9f}').contains(&character)
 }
