@@ -3,8 +3,9 @@
 //! An overlay is the blob that `dtc` makes of a source with `/plugin/`, restricted to what needs no
 //! references resolved: children `fragment@N` of the root, each with a `target-path` and a node
 //! `__overlay__`. The properties and children of the latter become those of the target, which is a
-//! node that the hypervisor generates. They only add: what the tree has already stays as it is, so
-//! that an overlay cannot contradict what the hypervisor says about the VM.
+//! node that the hypervisor generates. They only add: what the tree has already stays as it is. What
+//! would add memory or CPUs that the VM does not have, or hide memory, is refused; whether other
+//! additions describe something that is there is for the user to know.
 
 use super::{Fdt, FdtError, FdtWriter, Node, WriteError};
 use crate::loader::FDT_MAX;
@@ -23,6 +24,11 @@ const TARGET_PATH: &str = "target-path";
 const CONTENT: &str = "__overlay__";
 /// Nodes by which `dtc` tells of references between trees.
 const REFERENCES: [&str; 3] = ["__symbols__", "__fixups__", "__local_fixups__"];
+/// Names without unit address by which guests find memory and CPUs, and values of `device_type` that
+/// say the same.
+const MEMORY_AND_CPUS: [&str; 3] = ["memory", "cpus", "cpu"];
+/// Properties by which guests take less or other memory than there is.
+const USABLE_MEMORY: [&str; 2] = ["linux,usable-memory", "linux,usable-memory-range"];
 /// Properties that give a node a handle.
 const HANDLES: [&str; 2] = ["phandle", "linux,phandle"];
 
@@ -60,6 +66,8 @@ pub enum OverlayFault {
     NoContent,
     /// A node gives itself a handle, which a generated node may have.
     Handle,
+    /// It adds memory or CPUs, or hides memory.
+    MemoryOrCpus(Excerpt),
     /// Nodes are nested deeper than [`MAX_DEPTH`].
     TooDeep,
     /// The overlay adds a node or property twice.
@@ -109,6 +117,9 @@ impl fmt::Display for OverlayFault {
             Self::NoTargetPath => f.write_str("target-path is missing or no absolute path"),
             Self::NoContent => write!(f, "{CONTENT} is missing"),
             Self::Handle => f.write_str("gives a node a phandle"),
+            Self::MemoryOrCpus(name) => {
+                write!(f, "{name}: memory and CPUs are what the scenario gives the guest")
+            }
             Self::TooDeep => write!(f, "nested deeper than {MAX_DEPTH}"),
             Self::Duplicate(name) => write!(f, "adds {name} twice"),
             Self::NoSuchTarget(path) => write!(f, "the guest has no node /{path}"),
@@ -200,6 +211,13 @@ fn check_additions(node: &Node<'_>, depth: usize) -> Result<(), OverlayFault> {
         if HANDLES.contains(&property.name) {
             return Err(OverlayFault::Handle);
         }
+        // Guests compare up to the first zero.
+        let text = property.value.split(|byte| *byte == 0).next().unwrap_or_default();
+        let describes = property.name == "device_type"
+            && MEMORY_AND_CPUS.iter().any(|kind| kind.as_bytes() == text);
+        if describes || USABLE_MEMORY.contains(&property.name) {
+            return Err(OverlayFault::MemoryOrCpus(excerpt(property.name)));
+        }
         if node.properties().take(index).any(|other| other.name == property.name) {
             return Err(OverlayFault::Duplicate(excerpt(property.name)));
         }
@@ -207,6 +225,10 @@ fn check_additions(node: &Node<'_>, depth: usize) -> Result<(), OverlayFault> {
     for (index, child) in node.children().enumerate() {
         if node.children().take(index).any(|other| other.name() == child.name()) {
             return Err(OverlayFault::Duplicate(excerpt(child.name())));
+        }
+        let base = child.name().split('@').next().unwrap_or_default();
+        if MEMORY_AND_CPUS.contains(&base) {
+            return Err(OverlayFault::MemoryOrCpus(excerpt(child.name())));
         }
         check_additions(&child, depth + 1)?;
     }

@@ -138,8 +138,7 @@ fn what_the_tree_has_already_cannot_be_changed() {
     );
     for (target, child, shown) in [
         ("/", "chosen", "chosen"),
-        ("/", "memory@40000000", "memory@40000000"),
-        ("/cpus", "cpu@3", "cpu@3"),
+        ("/", "psci", "psci"),
         // Another device in the place of one that is there.
         ("/", "serial@9000000", "pl011@9000000"),
         ("/", "serial@09000000", "pl011@9000000"),
@@ -234,6 +233,38 @@ fn nothing_is_added_twice() {
     }
     let [_, together] = twice(|w| node(w, "a"));
     assert!(matches!(together.1, OverlayFault::Duplicate(name) if name.as_str() == "a"));
+}
+
+#[test]
+fn memory_and_cpus_cannot_be_added_or_hidden() {
+    let why = "memory and CPUs are what the scenario gives the guest";
+    for name in ["memory@80000000", "memory", "cpus", "cpu@7"] {
+        let refused = format!("{name}: {why}");
+        assert_refused(&one("/", |w| node(w, name)), "fragment@0", &refused);
+        let nested = |w: &mut FdtWriter<'_>| {
+            w.begin_node("bank");
+            node(w, name);
+            w.end_node();
+        };
+        assert_refused(&one("/", nested), "fragment@0", &refused);
+    }
+    let refused = format!("device_type: {why}");
+    for kind in ["memory\0", "cpu\0", "memory", "memory\0x\0"] {
+        let typed = |w: &mut FdtWriter<'_>| {
+            w.begin_node("bank@80000000");
+            w.property("device_type", kind.as_bytes());
+            w.end_node();
+        };
+        assert_refused(&one("/", typed), "fragment@0", &refused);
+    }
+    let hide = one("/chosen", |w| w.property("linux,usable-memory-range", &[0; 16]));
+    assert_refused(&hide, "fragment@0", &format!("linux,usable-memory-range: {why}"));
+    let others = one("/", |w| {
+        w.begin_node("memory-monitor");
+        w.property_str("device_type", "pci");
+        w.end_node();
+    });
+    assert!(merged(&others).is_ok());
 }
 
 #[test]

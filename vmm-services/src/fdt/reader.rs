@@ -113,8 +113,12 @@ impl<'a> Fdt<'a> {
             return Err(FdtError::Truncated);
         }
         let field = |at: usize| be32(bytes, at).ok_or(FdtError::Truncated);
-        if field(24)? > LAST_COMPATIBLE_VERSION + 1 || field(20)? < LAST_COMPATIBLE_VERSION {
-            return Err(FdtError::BadVersion(field(20)?));
+        let (version, last_compatible) = (field(20)?, field(24)?);
+        if version < LAST_COMPATIBLE_VERSION {
+            return Err(FdtError::BadVersion(version));
+        }
+        if last_compatible > LAST_COMPATIBLE_VERSION + 1 {
+            return Err(FdtError::BadVersion(last_compatible));
         }
         let block = |start: u32, size: Option<u32>| {
             let start = usize::try_from(start).ok()?;

@@ -187,7 +187,8 @@ fn header_faults_are_named() {
         Fdt::new(&changed).err()
     };
     assert_eq!(with(0, 1), Some(FdtError::BadMagic));
-    assert_eq!(with(24, 18), Some(FdtError::BadVersion(17)));
+    assert_eq!(with(24, 18), Some(FdtError::BadVersion(18)));
+    assert_eq!(with(20, 15), Some(FdtError::BadVersion(15)));
     assert_eq!(with(8, 0xffff_fff0), Some(FdtError::BadHeader));
     assert_eq!(with(12, 0xffff_fff0), Some(FdtError::BadHeader));
     assert!(matches!(with(36, 8), Some(FdtError::BadStructure(_))));
