@@ -63,10 +63,13 @@ pub enum SyncExit {
         /// Kind of access.
         access: Access,
     },
-    /// A synchronous external abort was taken while the realm ran.
+    /// A synchronous external abort was taken while the realm ran. The RMM has told the realm, or the access is
+    /// repeated when the REC is entered again.
     ExternalAbort {
         /// Masked ESR_EL2.
         esr: u64,
+        /// Whether the state of the realm is as it was before the access (UEO) or can be recovered (UER).
+        recoverable: bool,
         /// Page of the access as far as known.
         ipa: Ipa,
     },
@@ -339,7 +342,9 @@ impl SyncExit {
         let status = bits(esr, 0, 6);
         // Fault status 0b010000 and 0b0100xx/0b0101xx are external aborts, on the access or a walk.
         if bits(status, 4, 2) == 1 && bits(status, 3, 1) == 0 {
-            return Self::ExternalAbort { esr, ipa };
+            // SET: 0 recoverable, 2 uncontainable, 3 restartable; 1 is reserved.
+            let recoverable = matches!(bits(esr, 11, 2), 0 | 3);
+            return Self::ExternalAbort { esr, recoverable, ipa };
         }
         if ipa >= geometry.end() {
             return Self::Other { esr, far, hpfar };

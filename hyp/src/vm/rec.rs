@@ -33,9 +33,14 @@ pub struct RecVcpu {
     /// Registers of the host call that is being answered.
     call: Registers,
     ripas_change: RipasStage,
+    /// External aborts since it last got on.
+    aborts: u32,
     /// Whether the last exit was its CPU_OFF: the RMM need not let it be entered again.
     was_off: bool,
 }
+
+/// External aborts in a row that a realm is entered again after.
+const MAX_ABORTS: u32 = 64;
 
 /// How far a RIPAS change is, which has to be finished before the next entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +76,7 @@ impl RecVcpu {
         Self {
             rec,
             was_off: false,
+            aborts: 0,
             next: Next::Plain,
             image: LrImage::EMPTY,
             timers: Timers::default(),
@@ -143,6 +149,14 @@ impl RecVcpu {
             Err(error) => return Some(self.fail(vm, &error)),
         };
         self.was_off = matches!(exit.cause, ExitCause::Psci(PsciRequest::CpuOff));
+        // Between two attempts at the same access there may be interrupts.
+        let got_on = !matches!(
+            exit.cause,
+            ExitCause::Irq | ExitCause::Fiq | ExitCause::Sync(SyncExit::ExternalAbort { .. })
+        );
+        if got_on {
+            self.aborts = 0;
+        }
         match exit.cause {
             ExitCause::Irq | ExitCause::Fiq => Some(Exit::Interrupt),
             ExitCause::SError { esr } => {
@@ -220,7 +234,15 @@ impl RecVcpu {
                 Some(Exit::Mmio(MmioAccess { ipa, width, access }))
             }
             SyncExit::UnprotectedFault { ipa, access } => self.share(ipa, access, vm),
-            SyncExit::ExternalAbort { esr, ipa } => {
+            SyncExit::ExternalAbort { esr, recoverable: true, ipa } if self.aborts < MAX_ABORTS => {
+                self.aborts += 1;
+                let (name, aborts) = (vm.name(), self.aborts);
+                log::warn!(
+                    "vm {name}: external abort at {ipa} (ESR_EL2 {esr:#x}, {aborts} in a row)"
+                );
+                None
+            }
+            SyncExit::ExternalAbort { esr, ipa, .. } => {
                 Some(Exit::Fatal(FatalCause::ExternalAbort { esr, ipa: ipa.get() }))
             }
             SyncExit::Wfi => wait(WaitKind::Interrupt, None),

@@ -161,7 +161,10 @@ fn check_sync(forger: &Forger<'_>, esr: u64, x0: u64, sync: &SyncExit) {
             let mask = u64::MAX >> (64 - 8 * u32::from(mmio.width));
             assert_eq!(mmio.write, (esr & 1 << 6 != 0).then_some(x0 & mask));
         }
-        SyncExit::ExternalAbort { .. } => assert!(matches!(class, 0x20 | 0x24) && external),
+        SyncExit::ExternalAbort { recoverable, .. } => {
+            assert!(matches!(class, 0x20 | 0x24) && external);
+            assert_eq!(recoverable, matches!(esr >> 11 & 3, 0 | 3));
+        }
         SyncExit::Wfi | SyncExit::Wfe => assert!(class == 0x01 && esr & 2 == 0),
         SyncExit::WfiTimeout(until) | SyncExit::WfeTimeout(until) => {
             assert!(class == 0x01 && esr & 2 != 0);

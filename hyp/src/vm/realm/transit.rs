@@ -124,7 +124,8 @@ impl RealmSpace {
 /// A realm that is being destroyed.
 pub struct Demolition {
     realm: Dismantling<'static, Smc>,
-    /// Freed when the tables are gone: the realm cannot reach them any more then.
+    /// Freed when the tables are gone, or when the RMM has refused to take them down so often that it is left at
+    /// that. Tables may still map the pages then, but nothing uses those: no REC of the realm is entered again.
     shared: SharedPages,
     failures: u32,
 }
