@@ -69,13 +69,13 @@ pub enum Invalid {
     },
     /// The physical address is misaligned.
     PhysAddr(PhysAddr),
-    /// A parameter of the realm exceeds what the RMM supports.
+    /// A parameter of the realm is more, or less, than the RMM supports.
     Parameter {
         /// Name of the parameter.
         name: &'static str,
         /// Value asked for.
         asked: u64,
-        /// Largest or only value supported.
+        /// Nearest value supported.
         supported: u64,
     },
     /// A hash algorithm that the RMM does not offer.

@@ -132,6 +132,17 @@ impl RealmConfig {
                 return Err(Error::Invalid(Invalid::Parameter { name, asked, supported }));
             }
         }
+        for (name, asked, supported) in [
+            ("breakpoints", self.breakpoints, features.breakpoints),
+            ("watchpoints", self.watchpoints, features.watchpoints),
+        ] {
+            // An RMM that can offer two does not accept one.
+            let least = supported.min(1);
+            if asked < least {
+                let (asked, supported) = (asked.into(), least.into());
+                return Err(Error::Invalid(Invalid::Parameter { name, asked, supported }));
+            }
+        }
         // Later drafts of 2.0 have no flag for LPA2.
         let has_lpa2 = match rmm.capabilities().abi {
             Abi::V1 => features.lpa2,

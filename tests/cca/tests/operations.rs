@@ -1,7 +1,9 @@
 //! Stateful operations of RMI 2.0: every form of donation, memory that runs out on the way, and operations that are
 //! cancelled or cannot be.
 
-use cca_host::{Blame, Command, Config, Error, Realm, RealmConfig, RecConfig, Rmm, Tracking};
+use cca_host::{
+    Blame, Command, Config, Error, Invalid, Realm, RealmConfig, RecConfig, Rmm, Tracking,
+};
 use cca_tests::{RAM_BASE, Refusal, Rig, World, abis, destroy, with_world_of};
 use mm::ledger::{Frames, Owner, Undelegated, Use};
 use mm::{Ipa, PhysAddr};
@@ -236,6 +238,35 @@ fn tracking_of_memory_is_asked_for_in_each_form() {
                 let far = PhysAddr::new(1 << 56);
                 assert!(rmm.tracking(far, PhysAddr::new((1 << 56) + 4096)).is_err());
             }
+        });
+    }
+}
+
+#[test]
+fn numbers_of_breakpoints_have_bounds_on_both_sides() {
+    for abi in abis() {
+        with_world_of(8 << 20, abi, |world| {
+            let rmm = negotiate(&world, 0);
+            let features = rmm.capabilities().features;
+            let before = rmm.calls().total();
+            let most = (features.breakpoints, features.watchpoints);
+            for (breakpoints, watchpoints, nearest) in [
+                (0, 1, 1),
+                (1, 0, 1),
+                (most.0 + 1, 1, most.0.into()),
+                (1, most.1 + 1, most.1.into()),
+            ] {
+                let config = RealmConfig { breakpoints, watchpoints, ..RealmConfig::new(33) };
+                let refused = Realm::create(&rmm, OWNER, &config).err();
+                let Some(Error::Invalid(Invalid::Parameter { supported, .. })) = refused else {
+                    panic!("{config:?}: {refused:?}");
+                };
+                assert_eq!(supported, nearest);
+            }
+            assert_eq!(rmm.calls().total(), before, "what the RMM would refuse is not sent");
+            let (breakpoints, watchpoints) = most;
+            let config = RealmConfig { breakpoints, watchpoints, ..RealmConfig::new(33) };
+            destroy(Realm::create(&rmm, OWNER, &config).expect("created"), []).expect("destroyed");
         });
     }
 }
