@@ -62,12 +62,6 @@ impl Bank {
         self.pending | self.latched | (self.line & self.level)
     }
 
-    /// Pending or active, whatever is enabled; latches that moved to a list register left out.
-    #[inline]
-    pub(super) fn asserted(&self) -> u32 {
-        self.pending | (self.line & self.level) | self.active
-    }
-
     /// Pending, enabled and of a forwarded group; latches that moved to a list register left out.
     pub(super) fn wanting(&self, groups: Groups) -> u32 {
         let of_group1 = if groups.group1 { self.group1 } else { 0 };

@@ -42,7 +42,6 @@ impl Vgic {
         self.take_back(vcpu, image);
         let found = self.candidate_words(vcpu);
         let filled = image.used;
-        // Most vCPUs that enter have no interrupt, so that way is kept short.
         image.used = if found == [0; BANKS] {
             image.hcr = HcrBits::empty();
             0
@@ -71,26 +70,56 @@ impl Vgic {
         self.shared.iter().any(|shared| shared.moved | shared.hardware_active != 0)
     }
 
-    /// Lends the most urgent of the interrupts `found` to list registers; returns to how many.
+    /// Lends the interrupts `found` to list registers, the most urgent of them if there are not enough;
+    /// returns to how many.
     fn lend(&mut self, vcpu: VcpuId, image: &mut LrImage, found: &[u32; BANKS]) -> usize {
-        let mut candidates = candidates(found);
-        let count = candidates.len().min(self.config.list_registers);
-        if candidates.len() > count {
-            candidates.sort_unstable_by_key(|&intid| self.rank(vcpu, intid));
+        let all: u32 = found.iter().map(|word| word.count_ones()).sum();
+        if all as usize > self.config.list_registers {
+            return self.lend_most_urgent(vcpu, image, found);
         }
-        let (chosen, rest) = candidates.split_at(count);
+        let mut count = 0;
+        for (n, &word) in (0..).zip(found) {
+            for index in bits(word) {
+                let _ = self.lend_one(vcpu, image, count, 32 * n + index as u8);
+                count += 1;
+            }
+        }
+        image.hcr = HcrBits::empty();
+        self.private[vcpu.index()].lent_count = count;
+        count
+    }
 
+    #[inline(never)]
+    fn lend_most_urgent(
+        &mut self,
+        vcpu: VcpuId,
+        image: &mut LrImage,
+        found: &[u32; BANKS],
+    ) -> usize {
+        let mut candidates = candidates(found);
+        candidates.sort_unstable_by_key(|&intid| self.rank(vcpu, intid));
+        let count = self.config.list_registers.min(candidates.len());
+        let (chosen, rest) = candidates.split_at(count);
         let mut pending = 0;
-        for (lr, &intid) in image.lrs.iter_mut().zip(chosen) {
-            *lr = self.list(vcpu, intid);
-            pending += usize::from(lr.state() == LrState::Pending);
+        for (place, &intid) in chosen.iter().enumerate() {
+            let state = self.lend_one(vcpu, image, place, intid);
+            pending += usize::from(state == LrState::Pending);
         }
         image.hcr = self.control(vcpu, count, pending, rest);
-
-        let private = &mut self.private[vcpu.index()];
-        private.lent_count = count;
-        private.lent.iter_mut().zip(chosen).for_each(|(slot, &intid)| *slot = intid);
+        self.private[vcpu.index()].lent_count = count;
         count
+    }
+
+    /// Lends `intid` to list register `place`; returns the state that it has there.
+    #[inline]
+    fn lend_one(&mut self, vcpu: VcpuId, image: &mut LrImage, place: usize, intid: u8) -> LrState {
+        let lr = self.list(vcpu, intid);
+        let slots = image.lrs.get_mut(place).zip(self.private[vcpu.index()].lent.get_mut(place));
+        if let Some((register, lent)) = slots {
+            *register = lr;
+            *lent = intid;
+        }
+        lr.state()
     }
 
     /// Takes back what `vcpu` did with `image`. Call right after every exit, before anything else is
@@ -187,12 +216,6 @@ impl Vgic {
     fn candidate_words(&self, vcpu: VcpuId) -> [u32; BANKS] {
         let mut words = [0; BANKS];
         let private = &self.private[vcpu.index()].bank;
-        // One question for all saves most entries the others.
-        let asserted =
-            self.shared.iter().fold(private.asserted(), |all, s| all | s.bank.asserted());
-        if asserted == 0 {
-            return words;
-        }
         words[0] = private.wanting(self.groups) | private.active;
         for (word, shared) in words.iter_mut().skip(1).zip(&self.shared) {
             let owned = shared.owned[vcpu.index()];
