@@ -219,6 +219,7 @@ struct Outside<'a> {
 }
 
 /// One entry, exit, and answer.
+#[inline(always)]
 fn step(vcpu: &mut Vcpu, slot: &VcpuSlot, outside: &mut Outside<'_>) -> Flow {
     let vm = vcpu.vm;
     let id = vcpu.id;

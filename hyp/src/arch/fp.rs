@@ -96,6 +96,7 @@ impl FpState {
         Self { registers: Registers { v: [0; 32], fpsr: 0, fpcr: 0 }, copy: (0, 0), in_use: false };
 
     /// Answers a trapped use by the loaded vCPU: from here on its registers are in the core.
+    #[inline(never)]
     pub fn activate(&mut self) {
         write_sysreg!("cptr_el2", CPTR);
         super::cpu::isb();

@@ -172,6 +172,13 @@ impl NormalVcpu {
             class::HVC64 | class::SMC64 => self.call(esr.iss() as u16),
             class::SYSREG => self.system_register(esr.iss(), vm),
             class::DATA_ABORT | class::INSTRUCTION_ABORT => self.abort(esr, vm),
+            _ => self.other_class(esr),
+        }
+    }
+
+    #[cold]
+    fn other_class(&mut self, esr: Esr) -> Option<Exit> {
+        match esr.class() {
             // Extensions that are not offered.
             class::SVE
             | class::SME
