@@ -315,7 +315,8 @@ impl Vgic {
         }
     }
 
-    /// Whether a tied shared interrupt was taken and is not done with. Most VMs have none at all.
+    /// Whether a tied shared interrupt was taken and is not done with: every entry may be the one at which
+    /// that ends. Most VMs have none at all.
     fn has_active_hardware_spis(&self) -> bool {
         self.shared.iter().fold(0, |all, shared| all | shared.hardware_active) != 0
     }

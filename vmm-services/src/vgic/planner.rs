@@ -59,15 +59,9 @@ impl Vgic {
             let active = private.hardware_active;
             image.activate = self.physical(stale & active);
             image.deactivate = self.physical(stale & !active);
-        } else if image.used == 0 && !self.has_unsettled_spis() {
+        } else if image.used == 0 && !self.has_active_hardware_spis() {
             self.quiet.insert(vcpu);
         }
-    }
-
-    /// Whether a shared interrupt is to be given to another vCPU, or is tied to one that is active:
-    /// every exit may be the one at which that ends.
-    fn has_unsettled_spis(&self) -> bool {
-        self.shared.iter().any(|shared| shared.moved | shared.hardware_active != 0)
     }
 
     /// Lends the interrupts `found` to list registers, the most urgent of them if there are not enough;
@@ -181,7 +175,6 @@ impl Vgic {
 
     fn clear_active(&mut self, vcpu: VcpuId, intid: u32) {
         let bit = 1 << (intid % 32);
-        self.quiet = VcpuSet::EMPTY;
         if intid >= 32 {
             if let Some(shared) = self.shared.get_mut((intid / 32) as usize - 1) {
                 shared.bank.set_active(bit, false);

@@ -324,9 +324,9 @@ fn the_tied_timer_is_deactivated_by_the_guest() {
     assert_eq!(vgic.hardware_active(cpu(0)), 1 << 20 | 1 << 30);
     let _ = access(&mut vgic, Frame::Private(cpu(0)), 0x280, Some(1 << 27));
     assert_eq!(vgic.hardware_active(cpu(0)), 1 << 30);
-    let image = flushed(&mut vgic, 0);
+    let mut image = flushed(&mut vgic, 0);
     assert_eq!((image.activate, image.deactivate), (0, 1 << 20));
-    let image = flushed(&mut vgic, 0);
+    vgic.flush(cpu(0), &mut image);
     assert_eq!((image.activate, image.deactivate), (0, 0));
     // Made active by software.
     let _ = access(&mut vgic, Frame::Private(cpu(0)), 0x300, Some(1 << 27));
@@ -487,6 +487,19 @@ fn tied_spis_are_deactivated_by_whoever_is_done_with_them() {
     vgic.resample_hardware_spis(|_| false);
     assert_eq!(released(&mut vgic), [34]);
     assert_eq!(flushed(&mut vgic, 0).used, 0);
+    // The same while it is disabled: the vCPU has nothing in its list registers, and yet is not quiet.
+    let disable = |vgic: &mut Vgic| access(vgic, Frame::Distributor, 0x184, Some(1 << 2)).1;
+    assert!(disable(&mut vgic).is_empty());
+    assert_eq!(flushed(&mut vgic, 0).used, 0);
+    assert!(vgic.is_quiet(cpu(0)));
+    let _ = vgic.raise_hardware_spi(34);
+    assert_eq!(flushed(&mut vgic, 0).used, 0);
+    assert!(!vgic.is_quiet(cpu(0)));
+    vgic.resample_hardware_spis(|_| false);
+    assert_eq!(released(&mut vgic), [34]);
+    assert_eq!(flushed(&mut vgic, 0).used, 0);
+    assert!(vgic.is_quiet(cpu(0)));
+    enable(&mut vgic, 0, 34, 0);
     // It takes the pending state away before it sees it, or the active state after that.
     for (register, state) in [(0x284, 1), (0x384, 2)] {
         let _ = vgic.raise_hardware_spi(34);
