@@ -22,6 +22,8 @@ fn main() {
         "norelro",
         "--hash-style=sysv",
         "--orphan-handling=error",
+        // Early Cortex-A53 cores compute wrong addresses by ADRP at the end of a page.
+        "--fix-cortex-a53-843419",
     ] {
         println!("cargo:rustc-link-arg-bins={arg}");
     }

@@ -51,19 +51,25 @@ pub(crate) extern "C" fn primary(x0: u64) -> ! {
 pub(crate) extern "C" fn secondary(_index: u64) -> ! {
     timer::init_core();
     mitigation::init_core();
+    if !cores::suffices() {
+        leave_out(&"it lacks features of the boot core");
+    }
     match irq::init_core() {
         Ok(()) => {
             cores::join();
             cores::wait_for_release();
             crate::run::enter()
         }
-        Err(error) => {
-            log::error!("this core is left out: {error}");
-            let error = psci::cpu_off();
-            log::error!("it cannot be turned off: {error}");
-            cpu::park()
-        }
+        Err(error) => leave_out(&error),
     }
+}
+
+/// Goes on without this core.
+fn leave_out(reason: &dyn fmt::Display) -> ! {
+    log::error!("this core is left out: {reason}");
+    let error = psci::cpu_off();
+    log::error!("it cannot be turned off: {error}");
+    cpu::park()
 }
 
 /// Why boot ends early.

@@ -1,9 +1,11 @@
 //! Bringing up the other cores, and who is up.
 
+use crate::arch::cpu::Features;
 use crate::arch::layout::MAX_CORES;
 use crate::arch::{cpu, entry, psci, timer};
 use crate::machine::Machine;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use spin::Once;
 use vmm_services::machine::Enable;
 
 /// How long a core may take from CPU_ON to its report, in nanoseconds.
@@ -14,6 +16,9 @@ static ONLINE: AtomicU32 = AtomicU32::new(1);
 /// Whether the boot core has let the others go into the run loop.
 static RELEASED: AtomicBool = AtomicBool::new(false);
 
+/// Features of the boot core, on which what was decided for all cores rests.
+static BOOT_CORE: Once<Features> = Once::new();
+
 const _: () = assert!(MAX_CORES <= u32::BITS as usize);
 
 /// Starts all cores of the tree except this one and waits for each to report.
@@ -21,6 +26,7 @@ const _: () = assert!(MAX_CORES <= u32::BITS as usize);
 /// Cores are numbered in the order of the tree, the boot core being 0. A core that does not come
 /// up is left out with a warning; its number stays unused.
 pub fn start_all(machine: &Machine<'_>) {
+    BOOT_CORE.call_once(Features::here);
     let this = cpu::affinity();
     let others = machine.cpus.iter().filter(|core| core.mpidr != this);
     let left_out = machine.cpus.len().saturating_sub(MAX_CORES);
@@ -44,6 +50,12 @@ pub fn start_all(machine: &Machine<'_>) {
             log::warn!("core {index} ({:#x}) was started and stays silent", core.mpidr);
         }
     }
+}
+
+/// Whether this core can do what was decided on the boot core.
+#[must_use]
+pub fn suffices() -> bool {
+    BOOT_CORE.get().is_some_and(|boot_core| Features::here().suffice_for(*boot_core))
 }
 
 /// Reports this core as up.

@@ -44,6 +44,50 @@ pub fn has_forced_write_back() -> bool {
     super::sysreg::read_sysreg!("id_aa64mmfr2_el1") >> 40 & 0xf != 0
 }
 
+/// Whether this core may report a stage-2 fault where stage 1 faults: erratum 834220 of Cortex-A57 up to
+/// r1p2.
+#[must_use]
+pub fn has_erratum_834220() -> bool {
+    /// `MIDR_EL1` without variant (bits [23:20]) and revision (bits [3:0]).
+    const CORTEX_A57: u64 = 0x410f_d070;
+    let midr = super::sysreg::read_sysreg!("midr_el1");
+    midr & 0xff0f_fff0 == CORTEX_A57 && (midr >> 16 & 0xf0 | midr & 0xf) <= 0x12
+}
+
+/// What this core has of the features that the boot core decided on for all: forced write-back, widths of
+/// physical addresses and VMIDs, realms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    forced_write_back: bool,
+    pa_range: u64,
+    vmid_bits: u64,
+    realms: bool,
+}
+
+impl Features {
+    /// Those of this core.
+    #[must_use]
+    pub fn here() -> Self {
+        let field = |register: u64, shift: u32| register >> shift & 0xf;
+        Self {
+            forced_write_back: has_forced_write_back(),
+            pa_range: field(super::sysreg::read_sysreg!("id_aa64mmfr0_el1"), 0),
+            vmid_bits: field(super::sysreg::read_sysreg!("id_aa64mmfr1_el1"), 4),
+            realms: field(super::sysreg::read_sysreg!("id_aa64pfr0_el1"), 52) != 0,
+        }
+    }
+
+    /// Whether a core with these can do what was decided on one with `others`: tables that are shared have
+    /// one format, and the rest may not be less.
+    #[must_use]
+    pub fn suffice_for(self, others: Self) -> bool {
+        self.forced_write_back == others.forced_write_back
+            && self.pa_range >= others.pa_range
+            && self.vmid_bits >= others.vmid_bits
+            && self.realms == others.realms
+    }
+}
+
 /// Whether `HCR_EL2.E2H` can be 0: `ID_AA64MMFR4_EL1.E2H0`, bits [27:24], is not negative.
 #[must_use]
 pub fn has_classic_el2() -> bool {

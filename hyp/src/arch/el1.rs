@@ -168,14 +168,18 @@ pub fn translate(virtual_address: u64) -> Option<mm::Ipa> {
     const FAILED: u64 = 1;
     /// `PAR_EL1.PA`, bits [51:12].
     const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-    let guests = read_sysreg!("par_el1");
-    // SAFETY: the instruction only writes PAR_EL1, which is put back below.
-    unsafe {
-        core::arch::asm!("at s1e1r, {0}", "isb", in(reg) virtual_address, options(nostack));
-    }
-    let result = read_sysreg!("par_el1");
-    write_sysreg!("par_el1", guests);
+    let result = super::probe::translate(virtual_address)?;
     (result & FAILED == 0).then(|| mm::Ipa::new(result & ADDRESS | virtual_address & 0xfff))
+}
+
+/// Whether data accesses of the loaded vCPU, in the state `pstate`, are big-endian.
+#[must_use]
+pub fn is_big_endian(pstate: u64) -> bool {
+    /// `SCTLR_EL1.EE` and `E0E`.
+    const EE: u64 = 1 << 25;
+    const E0E: u64 = 1 << 24;
+    let control = if pstate & 0xf == 0 { E0E } else { EE };
+    read_sysreg!("sctlr_el1") & control != 0
 }
 
 /// Bits of `SPSR_EL2` for an exception taken to EL1h with D, A, I and F masked.

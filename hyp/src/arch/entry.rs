@@ -197,7 +197,7 @@ __park:
 
     // Installs the identity map with root table x0 and SCTLR_EL2 value x1. The MMU is off in
     // between, so that no TLB ever holds entries of the old and the new tables together; therefore
-    // this touches no data memory. Clobbers x9, x10.
+    // this touches no data memory. Clobbers x9 to x11.
     .global __mmu_switch
 __mmu_switch:
     mrs     x9, sctlr_el2

@@ -76,11 +76,24 @@ impl Esr {
         matches!(self.fault_status(), 0x04..=0x0f)
     }
 
+    /// Whether an abort is a permission fault (0x0c to 0x0f).
+    #[must_use]
+    pub fn is_permission_fault(self) -> bool {
+        matches!(self.fault_status(), 0x0c..=0x0f)
+    }
+
     /// Whether an abort says that the memory does not allow this kind of access, because stage-2 makes it
     /// Device memory: alignment fault (0x21), or unsupported exclusive or atomic access (0x35).
     #[must_use]
     pub fn is_memory_type_fault(self) -> bool {
         matches!(self.fault_status(), 0x21 | 0x35)
+    }
+
+    /// Whether a data abort was caused by a cache maintenance instruction by address (CM), which says WnR
+    /// whatever permission it needs.
+    #[must_use]
+    pub fn is_cache_maintenance(self) -> bool {
+        self.0 & (1 << 8) != 0
     }
 
     /// Whether a data abort was caused by a store (WnR). A stage-1 walk that hits stage-2 is a read

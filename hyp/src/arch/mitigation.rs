@@ -1,5 +1,6 @@
-//! Firmware's mitigations of speculation attacks (Arm DEN 0028, SMCCC_ARCH_WORKAROUND_n), for the
-//! hypervisor itself and for guests.
+//! Firmware's mitigations of speculation attacks (Arm DEN 0028, SMCCC_ARCH_WORKAROUND_n): between VMs that
+//! share a core, and for guests. An exit does not call them: on cores that need them, EL2 runs with the
+//! predictors of the guest that it serves.
 //!
 //! | call | against | offered to guests |
 //! |---|---|---|

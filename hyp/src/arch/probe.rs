@@ -45,7 +45,8 @@ impl core::fmt::Display for ProbeError {
 impl core::error::Error for ProbeError {}
 
 // All return 0 in x0, or ESR_EL2 of the fault in x0 (never 0: the exception class of a data abort is
-// not 0) and FAR_EL2 in x1. The barriers make sure that a fault belongs to the listed instruction.
+// not 0) and FAR_EL2, or the result of the last one, in x1. The barriers make sure that a fault belongs to
+// the listed instruction.
 global_asm!(
     r#"
     .section .text.probe, "ax"
@@ -90,6 +91,18 @@ __probe_copy:
 9:  dsb     sy
 10: ret
 
+    .global __probe_translate
+    // x0: virtual address. Puts what PAR_EL1 tells into x1, and PAR_EL1 itself back.
+__probe_translate:
+    mov     x2, x0
+    mrs     x3, par_el1
+11: at      s1e1r, x2
+    isb
+    mrs     x1, par_el1
+    mov     x0, #0
+12: msr     par_el1, x3
+    ret
+
     .section .extable, "a"
     .balign 4
     .word   0b - ., 1b - .
@@ -98,6 +111,7 @@ __probe_copy:
     .word   5b - ., 10b - .
     .word   7b - ., 10b - .
     .word   8b - ., 10b - .
+    .word   11b - ., 12b - .
     "#
 );
 
@@ -190,4 +204,17 @@ pub unsafe fn copy_to(addr: PhysAddr, bytes: &[u8]) -> Result<(), ProbeError> {
     // SAFETY: the caller vouches for the target; a fault is turned into a result by the exception
     // table.
     unsafe { __probe_copy(to, bytes.as_ptr(), bytes.len()) }.into_result()
+}
+
+/// Has the core translate `virtual_address` by the stage 1 of the loaded vCPU, as for a read at EL1; returns
+/// what `PAR_EL1` tells, `None` if the walk itself takes an abort.
+#[must_use]
+pub fn translate(virtual_address: u64) -> Option<u64> {
+    unsafe extern "C" {
+        fn __probe_translate(virtual_address: u64) -> Outcome;
+    }
+    // SAFETY: the instruction only reads the guest's tables and writes PAR_EL1, which is put back; a fault
+    // is turned into a result by the exception table.
+    let Outcome { esr, far: result } = unsafe { __probe_translate(virtual_address) };
+    (esr == 0).then_some(result)
 }

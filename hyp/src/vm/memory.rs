@@ -167,7 +167,8 @@ impl VmMemory {
         // Where stage 2 forces write-back, the guest's accesses go through the caches from the
         // first on, and find what is in them.
         if !self.stage2.geometry().forces_write_back() {
-            cache::clean(base, bytes);
+            // Invalidated, too: it would find old lines once its caches are on.
+            cache::clean_invalidate(base, bytes);
         } else if cache::fetches_bypass_data_caches() {
             cache::clean_for_fetches(base, bytes);
         }

@@ -1,5 +1,6 @@
 //! A vCPU of a normal VM: its registers are ours, and we enter it by `eret`.
 
+use crate::arch::cpu;
 use crate::arch::el1::{self, El1State, Injection, PSTATE_RESET};
 use crate::arch::esr::{self, Esr, SysRegAccess, WaitEnd, class};
 use crate::arch::fp::FpState;
@@ -12,7 +13,7 @@ use crate::vm::{Space, Vm};
 use mm::Ipa;
 use mm::stage2::{Access as FaultAccess, FaultOutcome};
 use vmm_services::exit::{
-    Access, Exit, FatalCause, MmioAccess, Registers, Resume, SysReg, WaitKind,
+    Access, Exit, FatalCause, MmioAccess, Registers, Resume, SysReg, WaitKind, Width,
 };
 use vmm_services::layout;
 use vmm_services::vgic::LrImage;
@@ -169,6 +170,7 @@ impl NormalVcpu {
         }
         match esr.class() {
             class::WFX => Some(self.wait(WaitEnd::from_iss(esr.iss()))),
+            class::SMC64 if esr.iss() as u16 != 0 => self.unknown_call(),
             class::HVC64 | class::SMC64 => self.call(esr.iss() as u16),
             class::SYSREG => self.system_register(esr.iss(), vm),
             class::DATA_ABORT | class::INSTRUCTION_ABORT => self.abort(esr, vm),
@@ -212,6 +214,15 @@ impl NormalVcpu {
             return None;
         }
         Some(Exit::Smccc { function: self.context.x[0] as u32 })
+    }
+
+    /// Host calls are by HVC only.
+    #[cold]
+    fn unknown_call(&mut self) -> Option<Exit> {
+        const NOT_SUPPORTED: u64 = u64::MAX;
+        self.context.set_reg(0, NOT_SUPPORTED);
+        self.context.pc = self.context.pc.wrapping_add(self.trapped.advance());
+        None
     }
 
     /// Registers of the call that the last exit was.
@@ -281,30 +292,53 @@ impl NormalVcpu {
     fn abort(&mut self, esr: Esr, vm: &Vm) -> Option<Exit> {
         let far = read_sysreg!("far_el2");
         let fetch = esr.class() == class::INSTRUCTION_ABORT;
-        let write = !fetch && esr.is_write();
+        let maintenance = !fetch && esr.is_cache_maintenance();
+        // Maintenance that needs to write is told so by a permission fault alone.
+        let write = !fetch && esr.is_write() && (!maintenance || esr.is_permission_fault());
         self.trapped.far = far;
-        let ipa = esr::fault_ipa(read_sysreg!("hpfar_el2"), far);
+        let reported = esr::fault_ipa(read_sysreg!("hpfar_el2"), far);
         if !esr.is_stage2_fault() {
-            return Some(other_abort(esr, ipa, far, write));
+            return Some(other_abort(esr, reported, far, write));
         }
+        // If stage 1 does not translate the address, the guest has changed its tables meanwhile: it takes a
+        // fault of its own, or none.
+        let ipa = faulting_ipa(esr, far, reported)?;
         // Below RAM live device models; what is mapped there stays as it is while the VM runs.
-        if ipa >= layout::RAM {
-            match mend(vm, ipa, fetch, write) {
-                Ok(true) => return None,
-                Ok(false) => {}
-                Err(cause) => return Some(Exit::Fatal(cause)),
+        let outcome = match ipa >= layout::RAM {
+            true => mend(vm, ipa, fetch, write),
+            false => Ok(FaultOutcome::NotMapped),
+        };
+        match outcome {
+            Ok(FaultOutcome::Retry) => return None,
+            Ok(FaultOutcome::NotMapped) if maintenance && !esr.is_stage1_walk() => {
+                // What is no memory is in no cache.
+                self.context.pc = self.context.pc.wrapping_add(self.trapped.advance());
+                return None;
             }
+            Ok(_) => {}
+            Err(cause) => return Some(Exit::Fatal(cause)),
         }
         if fetch || esr.is_stage1_walk() || !esr.has_access() {
             return Some(Exit::Stage2Fault { ipa, fetch, write });
         }
         let width = esr.access_width();
         let access = if write {
-            Access::Write(self.context.reg(esr.access_register()) & width.mask())
+            let value = self.context.reg(esr.access_register()) & width.mask();
+            Access::Write(self.byte_order(value, width))
         } else {
             Access::Read
         };
         Some(Exit::Mmio(MmioAccess { ipa, width, access }))
+    }
+
+    /// The zero-extended `value` as a device, which is little-endian, sees it, or as the guest sees that of
+    /// a device.
+    fn byte_order(&self, value: u64, width: Width) -> u64 {
+        if el1::is_big_endian(self.context.pstate) {
+            value.swap_bytes() >> (64 - 8 * width.bytes() as u32)
+        } else {
+            value
+        }
     }
 
     /// Applies an answer to the registers. What concerns more than them (power, waiting, stopping)
@@ -313,6 +347,13 @@ impl NormalVcpu {
         let trapped = self.trapped;
         match *resume {
             Resume::Read(value) => {
+                let value = match trapped.esr.class() {
+                    class::DATA_ABORT => {
+                        let width = trapped.esr.access_width();
+                        self.byte_order(value & width.mask(), width)
+                    }
+                    _ => value,
+                };
                 if let Some((register, value)) = trapped.loaded(value) {
                     self.context.set_reg(register, value);
                 }
@@ -342,19 +383,26 @@ impl NormalVcpu {
     }
 }
 
-/// Whether a stage-2 fault in RAM is mended, so that the access is to be made again.
+/// IPA of a stage-2 fault at virtual address `far`, for which `HPFAR_EL2` tells `reported`. `None` if stage 1
+/// does not translate the address.
+fn faulting_ipa(esr: Esr, far: u64, reported: Ipa) -> Option<Ipa> {
+    // A permission fault leaves HPFAR_EL2 UNKNOWN but for one on the walk of stage 1.
+    let is_reported = !esr.is_permission_fault() && !cpu::has_erratum_834220();
+    if esr.is_stage1_walk() || is_reported { Some(reported) } else { el1::translate(far) }
+}
+
+/// Settles a stage-2 fault in RAM, if it is one; otherwise says why not.
 #[inline(never)]
-fn mend(vm: &Vm, ipa: Ipa, fetch: bool, write: bool) -> Result<bool, FatalCause> {
+fn mend(vm: &Vm, ipa: Ipa, fetch: bool, write: bool) -> Result<FaultOutcome, FatalCause> {
     let wanted = match (fetch, write) {
         (true, _) => FaultAccess::Execute,
         (false, true) => FaultAccess::Write,
         (false, false) => FaultAccess::Read,
     };
-    let Space::Normal(memory) = &mut *vm.space.lock() else { return Ok(false) };
-    match memory.resolve_fault(&vm.vmid, ipa, wanted) {
-        Ok(outcome) => Ok(outcome == FaultOutcome::Retry),
-        Err(_) => Err(FatalCause::OutOfMemory { ipa: ipa.get() }),
-    }
+    let Space::Normal(memory) = &mut *vm.space.lock() else { return Ok(FaultOutcome::NotMapped) };
+    memory
+        .resolve_fault(&vm.vmid, ipa, wanted)
+        .map_err(|_| FatalCause::OutOfMemory { ipa: ipa.get() })
 }
 
 /// An abort that is no stage-2 fault.
@@ -366,6 +414,7 @@ fn other_abort(esr: Esr, ipa: Ipa, far: u64, write: bool) -> Exit {
         return Exit::Fatal(FatalCause::GranuleProtection { ipa: ipa.get() });
     }
     if esr.is_memory_type_fault() {
+        let ipa = el1::translate(far).unwrap_or(ipa);
         let fetch = esr.class() == class::INSTRUCTION_ABORT;
         return Exit::Stage2Fault { ipa, fetch, write };
     }

@@ -7,6 +7,7 @@
 #![no_main]
 
 mod caches;
+mod endianness;
 mod features;
 mod firmware;
 mod fp;
@@ -43,6 +44,7 @@ fn run(info: &BootInfo) -> Result<(), Failure> {
     firmware::check_calls()?;
     timers::check()?;
     caches::check()?;
+    endianness::check()?;
     firmware::check_standby()?;
     let others = start_others(info)?;
     let rounds = fp::check(ROUNDS.load(Ordering::Relaxed))?;
