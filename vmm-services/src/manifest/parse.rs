@@ -29,8 +29,8 @@ const WATCHDOG_MAX_MS: u64 = 3_600_000;
 const PERIOD_MAX_US: u64 = 10_000_000;
 /// Largest disk in bytes.
 const DISK_MAX: u64 = MEMORY_MAX;
-/// Widths of a realm's IPA space. RMI has s2sz in this range on all implementations without LPA2.
-const IPA_BITS: core::ops::RangeInclusive<u64> = 32..=48;
+/// Widths of a realm's IPA space; above 48 the RMM needs LPA2.
+const IPA_BITS: core::ops::RangeInclusive<u64> = 32..=52;
 
 pub(super) type Result<'a, T> = core::result::Result<T, ManifestError<'a>>;
 

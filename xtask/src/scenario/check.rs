@@ -347,9 +347,9 @@ fn check_realm(source: &mut Source<'_>, vm: &format::Vm) -> Option<[u8; 64]> {
     only_for(value.map(Spanned::span), "personalization", realm, "realms");
     let stray = vm.stray_granule_of.as_ref();
     only_for(stray.map(Spanned::span), "stray-granule-of", !realm, "normal VMs");
-    if let Some(bits) = vm.ipa_bits.as_ref().filter(|b| !(33..=48).contains(b.get_ref())) {
+    if let Some(bits) = vm.ipa_bits.as_ref().filter(|b| !(33..=52).contains(b.get_ref())) {
         // Below 33 the shared half would not hold the device registers and 1 GiB of RAM.
-        source.refuse(&bits.span(), "ipa-bits is 33 to 48");
+        source.refuse(&bits.span(), "ipa-bits is 33 to 52");
     }
     let value = value?;
     let bytes = parse_hex(value.get_ref());

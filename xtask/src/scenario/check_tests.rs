@@ -197,7 +197,7 @@ fn keys_of_the_other_kind() {
     refused(&HEAD.replace("cpus = 2", "cpus = 2\npool = 129"), 3, "at most 128");
     refused(&format!("{HEAD}personalization = \"00\"\n"), 10, "for realms only");
     let realm = HEAD.replace("kind = \"vm\"", "kind = \"realm\"");
-    refused(&format!("{realm}ipa-bits = 32\n"), 10, "33 to 48");
+    refused(&format!("{realm}ipa-bits = 32\n"), 10, "33 to 52");
     refused(&format!("{realm}personalization = \"0\"\n"), 10, "hexadecimal");
     refused(&format!("{realm}personalization = \"xy\"\n"), 10, "hexadecimal");
     refused(&format!("{realm}hash = \"md5\"\n"), 10, "unknown variant");

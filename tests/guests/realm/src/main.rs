@@ -116,8 +116,8 @@ fn check_version() -> Result<(), &'static str> {
 }
 
 fn check_config(config: &RealmConfig, info: &BootInfo) -> Result<(), &'static str> {
-    if !(32..=48).contains(&config.ipa_width) {
-        return Err("IPA width is not in 32..=48");
+    if !(32..=52).contains(&config.ipa_width) {
+        return Err("IPA width is not in 32..=52");
     }
     if info.ram.end > 1 << (config.ipa_width - 1) {
         return Err("RAM reaches into the shared half of the IPA space");

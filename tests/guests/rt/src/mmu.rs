@@ -38,11 +38,12 @@ const BLOCK_VALID: u64 = 0b01;
 const TABLE_VALID: u64 = 0b11;
 const ATTR_DEVICE: u64 = 0 << 2;
 const ATTR_NORMAL: u64 = 1 << 2;
+/// Where output addresses have 48 bits; with 52, `TCR_EL1` says it for all, and their bits [51:50] are here.
 const INNER_SHAREABLE: u64 = 3 << 8;
 const ACCESSED: u64 = 1 << 10;
 const PXN: u64 = 1 << 53;
 const UXN: u64 = 1 << 54;
-const NORMAL: u64 = ATTR_NORMAL | INNER_SHAREABLE | ACCESSED | UXN | BLOCK_VALID;
+const NORMAL: u64 = ATTR_NORMAL | ACCESSED | UXN | BLOCK_VALID;
 const DEVICE: u64 = ATTR_DEVICE | ACCESSED | UXN | BLOCK_VALID;
 
 #[repr(C, align(4096))]
@@ -51,6 +52,24 @@ struct Table([AtomicU64; 512]);
 static LEVEL_1: Table = Table([const { AtomicU64::new(0) }; 512]);
 /// Of the first GiB of the window.
 static LEVEL_2: Table = Table([const { AtomicU64::new(0) }; 512]);
+
+/// Whether output addresses have 52 bits: FEAT_LPA2, and an address space of that size.
+fn is_wide() -> bool {
+    const LPA2: u64 = 1;
+    const BITS_52: u64 = 6;
+    let read = |field| ID_AA64MMFR0_EL1.read(field);
+    read(ID_AA64MMFR0_EL1::TGran4) == LPA2 && read(ID_AA64MMFR0_EL1::PARange) >= BITS_52
+}
+
+/// Descriptor of a block at `address`.
+fn block(address: u64, memory: u64) -> u64 {
+    const LOW: u64 = (1 << 50) - 1;
+    if is_wide() {
+        address & LOW | address >> 50 << 8 | memory
+    } else {
+        address | INNER_SHAREABLE | memory
+    }
+}
 
 /// RAM that every guest has: what an entry maps at its start.
 pub(crate) const LEAST_RAM: Range<u64> = RAM_BASE..RAM_BASE + BLOCK;
@@ -64,7 +83,7 @@ fn blocks(ram: &Range<u64>) -> Range<u64> {
 /// Maps RAM and switches the MMU on. Called once, on the first vCPU.
 pub(crate) fn enable(ram: &Range<u64>) {
     for gib in blocks(ram) {
-        set_entry(gib, (gib * BLOCK) | NORMAL);
+        set_entry(gib, block(gib * BLOCK, NORMAL));
     }
     clean_image();
     enable_secondary();
@@ -76,12 +95,12 @@ pub(crate) fn map_window(ram: &Range<u64>, alias: u64) {
     for (entry, index) in LEVEL_2.0.iter().zip(0..) {
         let ipa = index * SMALL_BLOCK;
         let memory = if CHANNEL_MEMORY.contains(&ipa) { NORMAL } else { DEVICE };
-        entry.store(alias | ipa | memory | PXN, Ordering::Relaxed);
+        entry.store(block(alias | ipa, memory | PXN), Ordering::Relaxed);
     }
     let window = SHARED_WINDOW / BLOCK;
     set_entry(window, (&raw const LEVEL_2).expose_provenance() as u64 | TABLE_VALID);
     for gib in blocks(ram) {
-        set_entry(window + gib, alias | (gib * BLOCK) | NORMAL | PXN);
+        set_entry(window + gib, block(alias | (gib * BLOCK), NORMAL | PXN));
     }
     // Walks see the entries, and so do later instructions.
     barrier::dsb(barrier::ISHST);
@@ -91,15 +110,19 @@ pub(crate) fn map_window(ram: &Range<u64>, alias: u64) {
 /// Switches the MMU on with the table that [`enable`] built. Called on every further vCPU, first.
 pub(crate) fn enable_secondary() {
     MAIR_EL1.set(0xff04); // index 0: device nGnRE; index 1: normal write-back
+    /// `TCR_EL1.DS`: output addresses of 52 bits.
+    const DS: u64 = 1 << 59;
+    let (ds, widest) = if is_wide() { (DS, 0b110) } else { (0, 0b101) };
     let pa_range = ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange);
-    TCR_EL1.write(
-        TCR_EL1::T0SZ.val(T0SZ)
+    TCR_EL1.set(
+        ds | (TCR_EL1::T0SZ.val(T0SZ)
             + TCR_EL1::IRGN0::WriteBack_ReadAlloc_WriteAlloc_Cacheable
             + TCR_EL1::ORGN0::WriteBack_ReadAlloc_WriteAlloc_Cacheable
             + TCR_EL1::SH0::Inner
             + TCR_EL1::TG0::KiB_4
             + TCR_EL1::EPD1::DisableTTBR1Walks
-            + TCR_EL1::IPS.val(pa_range.min(0b101)), // at most 48 bits
+            + TCR_EL1::IPS.val(pa_range.min(widest)))
+        .value,
     );
     TTBR0_EL1.set((&raw const LEVEL_1).expose_provenance() as u64);
     barrier::isb(barrier::SY);
