@@ -96,7 +96,7 @@ pub(crate) struct ListReserve {
 
 impl ListReserve {
     /// No pages.
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { objects: Mutex::new(None), granules: Mutex::new(None) }
     }
 
