@@ -6,7 +6,7 @@ use super::{Vm, lifecycle, stats::Cause};
 use crate::arch::guest::Trap;
 use crate::arch::late::LateArray;
 use crate::arch::percpu::core_index;
-use crate::arch::{el1, fp, mitigation, serror, timer, tlb};
+use crate::arch::{el1, fp, mitigation, serror, timer, tlb, vgic_hw};
 use crate::irq;
 use crate::monitor::trace;
 use crate::run::SCHEDULER;
@@ -176,15 +176,19 @@ impl Vcpu {
 
     /// Takes the vCPU out of this core.
     pub fn unload(&mut self) {
-        if let Kind::Normal(vcpu) = &mut self.kind {
-            vcpu.unload();
-            tlb::unload();
-            irq::end_guest_timers();
-            if let Some(syndrome) = serror::take() {
-                let cause = FatalCause::ExternalAbort { esr: syndrome, ipa: 0 };
-                let reason = lifecycle::explain(self.vm, &StopReason::Fatal(cause));
-                lifecycle::fail(self.vm, reason);
+        match &mut self.kind {
+            Kind::Normal(vcpu) => {
+                vcpu.unload();
+                tlb::unload();
+                irq::end_guest_timers();
+                if let Some(syndrome) = serror::take() {
+                    let cause = FatalCause::ExternalAbort { esr: syndrome, ipa: 0 };
+                    let reason = lifecycle::explain(self.vm, &StopReason::Fatal(cause));
+                    lifecycle::fail(self.vm, reason);
+                }
             }
+            // Where the list registers are in the run page, the RMM may leave those of the realm behind.
+            Kind::Rec(_) => vgic_hw::clear(),
         }
     }
 
