@@ -150,7 +150,7 @@ fn faults_of_a_vm_are_named() {
         (Vm::realm("a").with(text(CONVERSIONS, "")), CONVERSIONS, Fault::BadValue),
         (Vm::ordinary("a").with(text(POPULATE, "never")), POPULATE, Fault::BadValue),
         (Vm::ordinary("a").with(text(FAULT, FAULT_BLOCK)), FAULT, Fault::Unknown),
-        (Vm::realm("a").with(cell(IPA_BITS, 52)), IPA_BITS, range(52, 32, 48)),
+        (Vm::realm("a").with(cell(IPA_BITS, 53)), IPA_BITS, range(53, 32, 52)),
         (Vm::realm("a").with(Prop(RPV, vec![1; 63])), RPV, Fault::BadType),
         (Vm::realm("a").with(text(STRAY_GRANULE_OF, "a")), STRAY_GRANULE_OF, Fault::Unknown),
         // A realm's RAM must end below the shared half of its address space.
