@@ -59,10 +59,12 @@ impl Trapped {
         if self.esr.class() == class::HVC64 { 0 } else { self.esr.instruction_bytes() }
     }
 
-    /// Register and its new contents after a load, or a read of a system register, of `value`.
-    fn loaded(self, value: u64) -> Option<(u8, u64)> {
+    /// Register and its new contents after a load, or a read of a system register, of `value`, in the
+    /// processor state `pstate`.
+    fn loaded(self, value: u64, pstate: u64) -> Option<(u8, u64)> {
         match self.esr.class() {
             class::DATA_ABORT if !self.esr.is_write() => {
+                let value = byte_order(value, self.esr.access_width(), pstate);
                 Some((self.esr.access_register(), self.esr.extend(value)))
             }
             class::SYSREG => {
@@ -323,22 +325,12 @@ impl NormalVcpu {
         }
         let width = esr.access_width();
         let access = if write {
-            let value = self.context.reg(esr.access_register()) & width.mask();
-            Access::Write(self.byte_order(value, width))
+            let value = self.context.reg(esr.access_register());
+            Access::Write(byte_order(value, width, self.context.pstate))
         } else {
             Access::Read
         };
         Some(Exit::Mmio(MmioAccess { ipa, width, access }))
-    }
-
-    /// The zero-extended `value` as a device, which is little-endian, sees it, or as the guest sees that of
-    /// a device.
-    fn byte_order(&self, value: u64, width: Width) -> u64 {
-        if el1::is_big_endian(self.context.pstate) {
-            value.swap_bytes() >> (64 - 8 * width.bytes() as u32)
-        } else {
-            value
-        }
     }
 
     /// Applies an answer to the registers. What concerns more than them (power, waiting, stopping)
@@ -347,14 +339,7 @@ impl NormalVcpu {
         let trapped = self.trapped;
         match *resume {
             Resume::Read(value) => {
-                let value = match trapped.esr.class() {
-                    class::DATA_ABORT => {
-                        let width = trapped.esr.access_width();
-                        self.byte_order(value & width.mask(), width)
-                    }
-                    _ => value,
-                };
-                if let Some((register, value)) = trapped.loaded(value) {
+                if let Some((register, value)) = trapped.loaded(value, self.context.pstate) {
                     self.context.set_reg(register, value);
                 }
             }
@@ -380,6 +365,16 @@ impl NormalVcpu {
     #[must_use]
     pub fn position(&self) -> (u64, u64) {
         (self.context.pc, self.context.pstate)
+    }
+}
+
+/// The low bytes of `value`, as many as `width` has, as a device, which is little-endian, sees those of the
+/// guest in the processor state `pstate`, or the guest those of a device.
+fn byte_order(value: u64, width: Width, pstate: u64) -> u64 {
+    if el1::is_big_endian(pstate) {
+        value.swap_bytes() >> (64 - 8 * width.bytes() as u32)
+    } else {
+        value & width.mask()
     }
 }
 

@@ -92,6 +92,14 @@ impl RecVcpu {
         self.rec
     }
 
+    /// Takes what the RMM has left of the REC out of this core: where the list registers are in the run page,
+    /// those of the realm may still be in the core's. Those in hardware go with each exit.
+    pub fn unload(&self) {
+        if self.interface.is_none() {
+            vgic_hw::clear();
+        }
+    }
+
     /// Enters the REC until its next exit.
     pub fn enter(&mut self) -> RawExit {
         let mut hcr = self.image.hcr;

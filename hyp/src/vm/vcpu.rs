@@ -6,7 +6,7 @@ use super::{Vm, lifecycle, stats::Cause};
 use crate::arch::guest::Trap;
 use crate::arch::late::LateArray;
 use crate::arch::percpu::core_index;
-use crate::arch::{el1, fp, mitigation, serror, timer, tlb, vgic_hw};
+use crate::arch::{el1, fp, mitigation, serror, timer, tlb};
 use crate::irq;
 use crate::monitor::trace;
 use crate::run::SCHEDULER;
@@ -187,8 +187,7 @@ impl Vcpu {
                     lifecycle::fail(self.vm, reason);
                 }
             }
-            // Where the list registers are in the run page, the RMM may leave those of the realm behind.
-            Kind::Rec(_) => vgic_hw::clear(),
+            Kind::Rec(vcpu) => vcpu.unload(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Channels of a bundle: which two VMs each connects, and where each of them finds it.
 
+use super::at::{At, Result};
 use super::names::{CHANNELS, SIZE, VMS};
-use super::parse::{At, Result};
 use super::{Bundle, Fault, MAX_CHANNELS, Placement, VmSpec};
 use crate::channel::{End, Endpoint, REGISTERS_SIZE, Window};
 use crate::layout;

@@ -5,6 +5,7 @@
 //! parser trusts nothing: every offset, size and checksum is checked, and every refusal says which
 //! node and property is to blame.
 
+mod at;
 mod channels;
 mod error;
 pub mod names;

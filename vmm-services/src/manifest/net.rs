@@ -1,9 +1,9 @@
 //! Network devices of a bundle, and the switches that they are plugged into.
 
+use super::at::{At, Result};
 use super::names::{
     MAC, QUEUE_BYTES, QUEUE_FRAMES, RATE_KBPS, SOURCE, SOURCE_ANY, SWITCH, SWITCHES,
 };
-use super::parse::{At, Result};
 use super::{Bundle, Fault, MAX_SWITCHES, ManifestError, Property, VirtioDevice};
 use crate::switch::{MAX_PORTS, MIN_QUEUE_BYTES, MacAddr, PortConfig, SourcePolicy};
 use crate::traits::NicId;

@@ -1,5 +1,6 @@
 //! The parser.
 
+use super::at::{At, Result};
 use super::channels;
 use super::names::{self, *};
 use super::net;
@@ -10,7 +11,7 @@ use super::{
     RealmSpec, SelfTest, VirtioDevice, VmKind, VmSpec,
 };
 use crate::crc32::Update;
-use crate::fdt::{self, Fdt, Node, Overlay};
+use crate::fdt::{self, Fdt, Overlay};
 use crate::ids::MAX_VCPUS;
 use crate::layout;
 use crate::passthrough::{MAX_PASSTHROUGH, Passthrough};
@@ -31,8 +32,6 @@ const PERIOD_MAX_US: u64 = 10_000_000;
 const DISK_MAX: u64 = MEMORY_MAX;
 /// Widths of a realm's IPA space; above 48 the RMM needs LPA2.
 const IPA_BITS: core::ops::RangeInclusive<u64> = 32..=52;
-
-pub(super) type Result<'a, T> = core::result::Result<T, ManifestError<'a>>;
 
 /// The tree at the start of `bytes`.
 fn tree(bytes: &[u8]) -> Result<'_, (&[u8], Fdt<'_>)> {
@@ -102,7 +101,7 @@ pub(super) fn bundle(bytes: &[u8], crc: Update) -> Result<'_, Bundle<'_>> {
         return Err(root.fault(property.name, Fault::Unknown));
     }
     for node in vms.children() {
-        let at = At { owner: node.name(), child: "", node };
+        let at = At::vm(node);
         let vm = vm(&at, &images)?;
         if bundle.vms.iter().any(|other| other.name == vm.name) {
             return Err(at.fault("", Fault::DuplicateName));
@@ -379,11 +378,7 @@ fn virtio<'a>(
 ) -> Result<'a, ArrayVec<VirtioDevice, { layout::MAX_VIRTIO }>> {
     let mut found = ArrayVec::new();
     let Some(list) = devices.child(VIRTIO) else { return Ok(found) };
-    if let Some(property) = list.node.properties().next() {
-        return Err(list.fault(property.name, Fault::Unknown));
-    }
-    for node in list.node.children() {
-        let at = At { owner: list.owner, child: node.name(), node };
+    for at in list.children()? {
         let device = match at.node.base_name() {
             CONSOLE => {
                 at.only(&[], &[])?;
@@ -437,8 +432,7 @@ fn passthrough<'a>(
     if matches!(kind, VmKind::Realm(_)) {
         return Err(list.fault("", Fault::Unknown));
     }
-    for node in list.node.children() {
-        let at = At { owner: list.owner, child: node.name(), node };
+    for at in list.children()? {
         at.only(&[REG, INTERRUPTS, COMPATIBLE_WITH, DMA], &[])?;
         if at.str(DMA)? != DMA_NONE {
             return Err(at.fault(DMA, Fault::BadValue));
@@ -513,94 +507,4 @@ fn placement<'a>(at: &At<'a>, size: u64, memory: u64) -> Result<'a, Placement> {
         return Err(at.fault(REG, Fault::Overlap { address: base }));
     }
     Ok(Placement { base, intid: interrupt(at)? })
-}
-
-/// A node, with the names that an error about it gives.
-pub(super) struct At<'a> {
-    /// Node of a VM, or `/`.
-    owner: &'a str,
-    /// Child node inside it.
-    child: &'a str,
-    pub(super) node: Node<'a>,
-}
-
-impl<'a> At<'a> {
-    fn root(tree: &Fdt<'a>) -> Self {
-        Self { owner: "/", child: "", node: tree.root() }
-    }
-
-    pub(super) fn child(&self, name: &'a str) -> Option<Self> {
-        let node = self.node.children().find(|n| n.name() == name)?;
-        Some(Self { owner: self.owner, child: name, node })
-    }
-
-    /// The children of a node that is only a list of them.
-    pub(super) fn children(&self) -> Result<'a, impl Iterator<Item = Self> + use<'a>> {
-        let (owner, node) = (self.owner, self.node);
-        match node.properties().next() {
-            Some(property) => Err(self.fault(property.name, Fault::Unknown)),
-            None => Ok(node.children().map(move |node| Self { owner, child: node.name(), node })),
-        }
-    }
-
-    pub(super) fn name(&self) -> &'a str {
-        self.node.name()
-    }
-
-    pub(super) fn fault(&self, name: &'a str, fault: Fault) -> ManifestError<'a> {
-        ManifestError { node: self.owner, property: Property { child: self.child, name }, fault }
-    }
-
-    /// Refuses properties and child nodes that are not listed.
-    pub(super) fn only(&self, properties: &[&str], children: &[&str]) -> Result<'a, ()> {
-        match self.node.properties().find(|p| !properties.contains(&p.name)) {
-            Some(property) => Err(self.fault(property.name, Fault::Unknown)),
-            None => self.only_children(children),
-        }
-    }
-
-    fn only_children(&self, children: &[&str]) -> Result<'a, ()> {
-        match self.node.children().find(|c| !children.contains(&c.name())) {
-            Some(child) => Err(self.fault(child.name(), Fault::Unknown)),
-            None => Ok(()),
-        }
-    }
-
-    pub(super) fn property(&self, name: &'a str) -> Result<'a, fdt::Property<'a>> {
-        self.node.property(name).ok_or(self.fault(name, Fault::Missing))
-    }
-
-    /// A property that is there or not, and has no value.
-    fn flag(&self, name: &'a str) -> Result<'a, bool> {
-        match self.node.property(name) {
-            Some(property) if !property.value.is_empty() => Err(self.fault(name, Fault::BadType)),
-            property => Ok(property.is_some()),
-        }
-    }
-
-    fn u32(&self, name: &'a str) -> Result<'a, u32> {
-        self.property(name)?.u32().ok_or(self.fault(name, Fault::BadType))
-    }
-
-    fn u64(&self, name: &'a str) -> Result<'a, u64> {
-        self.property(name)?.u64().ok_or(self.fault(name, Fault::BadType))
-    }
-
-    /// A number of one or two cells in `min..=max`.
-    pub(super) fn number_within(&self, name: &'a str, min: u64, max: u64) -> Result<'a, u64> {
-        let value = self.property(name)?.number().ok_or(self.fault(name, Fault::BadType))?;
-        if (min..=max).contains(&value) {
-            Ok(value)
-        } else {
-            Err(self.fault(name, Fault::OutOfRange { value, min, max }))
-        }
-    }
-
-    fn str(&self, name: &'a str) -> Result<'a, &'a str> {
-        self.property(name)?.str().ok_or(self.fault(name, Fault::BadType))
-    }
-
-    pub(super) fn optional_str(&self, name: &'a str) -> Result<'a, Option<&'a str>> {
-        if self.node.property(name).is_none() { Ok(None) } else { self.str(name).map(Some) }
-    }
 }
