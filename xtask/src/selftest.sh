@@ -78,6 +78,8 @@ memory_holds() {
         sum=$(dd if=/dev/urandom bs=1M count=4 2>/dev/null | tee /tmp/$file | md5sum)
         sums="$sums ${sum%% *}"
         file=$((file + 1))
+        # Between these lines others are seen to run.
+        echo "selftest: $((4 * file)) MiB filled"
     done
     file=0
     for sum in $sums; do

@@ -20,9 +20,9 @@ use crate::rim::{Measurement, Measurements};
 use crate::run::{self, Options, Outcome};
 use crate::scenario::{Overrides, Scenario, Size};
 
-/// Changes of the speaker on the console from which on two guests count as interleaved: with three, each
-/// has run between two lines of the other; one that runs wholly before the other makes a single change.
-const INTERLEAVED: usize = 3;
+/// Changes of the speaker on the console from which on two guests count as interleaved: boot lines
+/// of one that runs wholly before the other make a single change.
+const INTERLEAVED: usize = 4;
 
 /// One test.
 #[derive(Debug, Deserialize)]
